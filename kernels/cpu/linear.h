@@ -1,0 +1,67 @@
+// Matrix products with quantized weights on CPUs. A kernel is a row of a table: which format and activation type it takes, how it
+// lays weights out (resident form), and plain functions. Stateless; called by every thread of a team on its own range of rows.
+//
+// Two promises: a row of y depends on nothing but its own row of x and the weights (fixed order along K whatever the number of
+// tokens, threads or rows), and row() gives exactly the numbers that multiply() uses.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kernels/formats/format.h"
+
+namespace tandem::cpu {
+
+enum class Activations : uint8_t {
+  fp32,  // float[tokens, cols]
+  int8,  // blocks of 32: see Int8Rows
+};
+
+// Activations quantized per block of 32 along K, as llama.cpp does: scale = max|x| / 127, q = rint(x / scale).
+// sums[b] = scale * sum of the block's codes, for formats with a minimum.
+struct Int8Rows {
+  const int8_t* codes = nullptr;   // [tokens, padded_cols]
+  const float* scales = nullptr;   // [tokens, padded_cols / 32]
+  const float* sums = nullptr;     // [tokens, padded_cols / 32]
+  int64_t padded_cols = 0;         // cols rounded up to 32, the rest zero
+};
+
+struct Input {
+  const float* values = nullptr;  // [tokens, stride] when fp32
+  int64_t stride = 0;
+  Int8Rows int8;
+};
+
+struct Features {  // what this processor has; tests may clear fields to reach the plainer kernels
+  bool avx2 = false, avx512 = false, avx512_vnni = false, avx512_bf16 = false;
+};
+Features detect_features();
+
+struct LinearKernel {
+  const char* name;         // "q4_1_int8_avx512vnni": printed by plan and bench
+  Activations activations;
+  int row_tile;             // rows are resident in tiles of this many (the last padded); threads divide tiles
+  // Bytes of the resident form of [rows, cols]: codes and scales apart, as the plan reports them.
+  struct Bytes { uint64_t weights, scales; };
+  Bytes (*resident)(const Format& format, int64_t rows, int64_t cols);
+  // Repacks tiles [tile_begin, tile_end) of a stored slice into the resident form of the whole slice at `destination`
+  // (resident().weights + scales bytes, 64-byte aligned).
+  void (*pack)(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination);
+  // y[t * y_stride + r] = sum_k w[r, k] x[t, k] for rows of tiles [tile_begin, tile_end) (rows past the end are not written).
+  void (*multiply)(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
+                   int64_t tile_end, float* y, int64_t y_stride);
+  // Row r dequantized: float[cols]; what an embedding look-up reads.
+  void (*row)(const std::byte* resident, int64_t rows, int64_t cols, int64_t r, float* out);
+};
+
+// The best kernel for this format, activation type and processor; falls back to an oracle that works for every format by
+// dequantizing (fp32 activations). Never fails.
+const LinearKernel& choose_linear(const Format& format, Activations wanted, const Features& features);
+std::span<const LinearKernel* const> linear_kernels(const Features& features);  // for tests and bench
+
+// [tokens, cols] floats into Int8Rows' arrays for tokens [token_begin, token_end).
+void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, int8_t* codes, float* scales,
+                   float* sums, const Features& features);
+
+}  // namespace tandem::cpu
