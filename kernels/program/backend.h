@@ -1,0 +1,116 @@
+// What a device can do: size and compile a program, lay weights out, run. Sizes and kernel choice need no device. A backend outlives
+// what it makes. compile() and sizes() may be called from any thread; an Executable belongs to one rank's thread.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/base/peer_group.h"
+#include "kernels/formats/format.h"
+#include "kernels/program/arithmetic.h"
+#include "kernels/program/program.h"
+
+namespace tandem {
+
+struct Bucket {  // the largest step that an executable takes
+  int32_t rows = 0;       // tokens: chunk + decoding sequences
+  int32_t heads = 0;      // rows whose logits are wanted
+  int32_t sequences = 0;
+  int32_t page_tokens = 64;
+  int32_t context = 0;    // longest sequence
+};
+
+struct SizeRow { std::string name; uint64_t bytes = 0; };
+
+// A KV group on one rank: `layers` layers whose keys and values share page tables.
+struct KvShape { int32_t layers = 0; int64_t kv_heads = 0, head_dim = 0; int64_t window = 0; };
+uint64_t page_bytes(const KvShape& shape, int32_t page_tokens, KvType type);  // keys and values of one page, all layers
+
+// Where a weight is used decides its layout.
+enum class Use : uint8_t { product, table, product_and_table, vector };  // vector: norms and biases, always fp32 when resident
+
+struct WeightLayout {
+  std::string kernel;              // which kernel will read it, printable
+  Use use = Use::product;
+  uint64_t weights_bytes = 0, scales_bytes = 0;  // resident, padding included
+  uint64_t bytes() const { return weights_bytes + scales_bytes; }
+  int64_t rows = 0, cols = 0;
+  const Format* format = nullptr;
+  const void* opaque = nullptr;    // the backend's own
+};
+
+// ---- what a step is, to a backend (host memory; valid during the call)
+constexpr int kMaxKvGroups = 4;
+struct SequenceRows {               // rows [row, row + rows) are consecutive positions of one sequence, starting at `position`
+  int32_t slot = 0, row = 0, rows = 0, position = 0;
+  const int32_t* pages[kMaxKvGroups] = {};  // page table of each KV group, long enough for position + rows
+};
+struct StepRows {
+  int32_t rows = 0;
+  const int32_t* ids = nullptr;        // [rows]; read by the stage that embeds
+  const int32_t* positions = nullptr;  // [rows]
+  std::span<const SequenceRows> sequences;
+  std::span<const int32_t> heads;      // rows whose logits are wanted, ascending
+};
+
+struct Sampling {  // how one token is chosen; neutral values switch a step off
+  float temperature = 0;  // 0: greedy
+  int32_t top_k = 0;
+  float top_p = 1, min_p = 0, typical_p = 1;
+  float repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  uint64_t seed = 0;
+  int32_t logprobs = -1;  // how many of the best to report; -1: none, 0: the chosen one's only
+};
+struct TokenCount { int32_t id, prompt, generated; };  // occurrences so far
+struct SampleRow {
+  int32_t head = 0;        // index into StepRows::heads
+  int32_t position = 0;    // absolute position of the token to be drawn: Philox counter
+  const Sampling* sampling = nullptr;
+  std::span<const TokenCount> counts;    // distinct ids seen, when a penalty is on
+  std::span<const int32_t> forbidden;    // ids that may not be drawn (stop ids before min_tokens)
+};
+constexpr int kMaxLogprobs = 20;
+struct Sampled {
+  int32_t id = 0;
+  float logprob = 0;  // log-softmax of the raw logits
+  int32_t top_count = 0;
+  int32_t top_ids[kMaxLogprobs];
+  float top_logprobs[kMaxLogprobs];
+};
+
+class Executable {
+ public:
+  virtual ~Executable() = default;
+  virtual void bind(WeightId weight, const WeightLayout& layout, const std::byte* resident) = 0;
+  virtual void bind_memory(std::span<std::byte> workspace, std::span<const std::span<std::byte>> kv_groups) = 0;
+  virtual void bind_peers(PeerGroup* peers) = 0;  // null: alone in its stage
+  // hidden_in: float[rows, hidden] when the stage receives; hidden_out: float[rows, hidden] when it has no head. Both on the device.
+  virtual void forward(const StepRows& step, const float* hidden_in, float* hidden_out) = 0;
+  virtual void sample(std::span<const SampleRow> rows, std::span<Sampled> out) = 0;  // of the last forward's logits
+  virtual const float* logits() const = 0;  // float[heads, vocab] of the last forward, host-readable
+  // Copies of pages inside the caches (copy-on-write): page indices of one group.
+  virtual void copy_pages(int32_t group, std::span<const std::pair<int32_t, int32_t>> from_to) = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;  // "cpu", "cuda"
+  virtual WeightLayout layout(const Format& format, int64_t rows, int64_t cols, Use use, const Arithmetic& arithmetic) const = 0;
+  // Repacks a stored slice into its layout at `destination` (layout.bytes() bytes of this backend's memory).
+  virtual void place(const WeightLayout& layout, const QuantizedView& slice, std::byte* destination) = 0;
+  // Every buffer of a compiled program, by name: what the plan's workspace rows say and bind_memory takes, as one block.
+  virtual std::vector<SizeRow> workspace(const Program& program, std::span<const KvShape> kv, const Bucket& bucket,
+                                         const Arithmetic& arithmetic) const = 0;
+  virtual std::unique_ptr<Executable> compile(const Program& program, std::span<const KvShape> kv, const Bucket& bucket,
+                                              const Arithmetic& arithmetic) = 0;
+  virtual std::byte* allocate(uint64_t bytes) = 0;  // 64-byte aligned or better, zero pages untouched. Errors: Code::resource_exhausted
+  virtual void release(std::byte* memory, uint64_t bytes) = 0;
+};
+
+}  // namespace tandem
