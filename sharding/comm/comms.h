@@ -1,0 +1,28 @@
+// THE list of transports, and the adaptors over any of them.
+#pragma once
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "kernels/base/peer_group.h"
+#include "sharding/comm/communicator.h"
+#include "sharding/mesh.h"
+
+namespace tandem {
+
+// `size` communicators of one process: element i belongs to the thread that is rank i.
+std::vector<std::unique_ptr<Communicator>> make_inproc(int size);
+// The ranks of the MPI job; the process must be under mpirun. init_mpi() once before, in any thread; one thread at a time may use it.
+struct MpiWorld { int rank = 0, size = 1, local_rank = 0, local_size = 1; };
+bool under_mpirun();      // by the launcher's environment, without initialising MPI
+MpiWorld init_mpi();
+void finalize_mpi();      // orderly end; never after an abort
+[[noreturn]] void abort_mpi(int exit_code);  // ends the whole job at once
+std::unique_ptr<Communicator> make_mpi();
+// Every wait of `inner` ends at the deadline with Code::deadline_exceeded, after which the communicator is aborted for good.
+std::unique_ptr<Communicator> make_guarded(std::unique_ptr<Communicator> inner, std::chrono::milliseconds deadline);
+
+// The peer group of this rank's stage; null when it is alone. Borrows `communicator`.
+std::unique_ptr<PeerGroup> make_peer_group(Communicator& communicator, const Mesh& mesh);
+
+}  // namespace tandem
