@@ -19,6 +19,7 @@ class Mailbox {
   virtual void post(uint64_t step, std::span<const MailItem> items) = 0;
   // What was sampled in `step`. Steps are asked for in the order in which they were posted; every posted step is asked for once.
   virtual std::vector<MailItem> wait(uint64_t step) = 0;
+  virtual bool ready() = 0;  // a posted step has arrived and was not asked for yet: wait() for it would not block
 };
 
 // Over messages: between processes, hosts or threads. With one stage it is a local queue and sends nothing.
