@@ -11,9 +11,9 @@ namespace tandem {
 // One rank's slice of a weight, as sharding hands it to the recorder.
 struct WeightSlice {
   WeightId id = kNoWeight;
-  int64_t out = 0, in = 0;              // of the slice
+  int64_t out = 0, in = 0;  // of the slice
   bool out_split = false, in_split = false;
-  WeightId bias = kNoWeight;            // sliced like the rows
+  WeightId bias = kNoWeight;  // sliced like the rows
 };
 
 class Program {
@@ -35,17 +35,22 @@ class Program {
 
   const std::vector<Record>& records() const { return records_; }
   int64_t hidden() const { return hidden_; }
-  int64_t vocab() const { return vocab_; }   // of the whole model; 0 when this stage has no head
+  int64_t vocab() const { return vocab_; }  // of the whole model; 0 when this stage has no head
   bool has_head() const { return vocab_ > 0; }
   bool embeds() const { return embeds_; }
   std::string text() const;  // describe() of every record, one a line
 
  private:
   Pending take_pending();
+  void need(bool right, const char* record, const std::string& what) const;
+  void need_h(const char* record, const WeightSlice& weight) const;
+  void begin(const char* record, int64_t hidden);
   std::vector<Record> records_;
-  int64_t hidden_ = 0, vocab_ = 0, width_ = 0;  // width_: of h
+  int64_t hidden_ = 0, vocab_ = 0, width_ = 0;  // width_: of h; 0 when there is none
   Pending pending_ = Pending::none;
-  bool embeds_ = false, has_x_ = false;
+  bool embeds_ = false, has_x_ = false, ended_ = false;
+  bool h_split_ = false;                    // h is this rank's part of a split axis
+  const ProjectAttention* queries() const;  // the last record, when h is its queries: attend must follow
 };
 
 }  // namespace tandem

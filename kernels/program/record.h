@@ -29,31 +29,61 @@ struct Norm {
 
 enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu };
 
-struct Rope {  // rotates pairs (i, i + rotary / 2) of the first `rotary` elements of every head (the NeoX order of Hugging Face)
-  int64_t rotary = 0;                // 0: no rotation
+struct Rope {          // rotates pairs (i, i + rotary / 2) of the first `rotary` elements of every head (the NeoX order of Hugging Face)
+  int64_t rotary = 0;  // 0: no rotation
   std::vector<float> inverse_frequency;  // [rotary / 2]
-  float scale = 1;                   // on cos and sin (YaRN's attention factor)
+  float scale = 1;                       // on cos and sin (YaRN's attention factor)
 };
 
-struct KvLayer {  // where a layer's keys and values live
+struct KvLayer {      // where a layer's keys and values live
   int32_t group = 0;  // KV group: layers with the same kind share page tables
   int32_t layer = 0;  // index inside the group, on this rank
 };
 
-struct HeadShape { int64_t heads = 0, kv_heads = 0, head_dim = 0; };  // of this rank
+struct HeadShape {
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+};  // of this rank
 
-// x = scale * table[id]; ids outside [vocab_begin, vocab_end) give zero (another rank has them), the result is then partial.
-struct Embed { WeightId table = kNoWeight; int64_t hidden = 0, vocab_begin = 0, vocab_end = 0; float scale = 1; bool partial = false; };
+// x = scale * table[id]. A split table leaves the look-up pending instead (x = 0): ids outside [vocab_begin, vocab_end) give zero,
+// another rank has them, so that pending is partial. A whole table refuses such ids.
+struct Embed {
+  WeightId table = kNoWeight;
+  int64_t hidden = 0, vocab_begin = 0, vocab_end = 0;
+  float scale = 1;
+  bool partial = false;
+};
 // x += pending (first summed over the peers when partial); h = norm(x).
-struct Enter { Norm norm; int64_t hidden = 0; Pending pending = Pending::none; };
+struct Enter {
+  Norm norm;
+  int64_t hidden = 0;
+  Pending pending = Pending::none;
+};
 // q, k, v = products of h; rope on q and k; k and v are appended to the cache at the rows' positions; h = q.
-struct ProjectAttention { Product q, k, v; HeadShape shape; Rope rope; KvLayer kv; };
+struct ProjectAttention {
+  Product q, k, v;
+  HeadShape shape;
+  Rope rope;
+  KvLayer kv;
+};
 // h = activation(gate h) * (up h), or activation(up h) without a gate.
-struct ProjectMlp { Product gate, up; Activation activation = Activation::silu; bool gated = true; };
+struct ProjectMlp {
+  Product gate, up;
+  Activation activation = Activation::silu;
+  bool gated = true;
+};
 // h = softmax(q K^T scale) V over the row's sequence up to the row itself.
-struct Attend { HeadShape shape; KvLayer kv; float scale = 1; int64_t window = 0; float soft_cap = 0; };  // window 0: everything
+struct Attend {
+  HeadShape shape;
+  KvLayer kv;
+  float scale = 1;
+  int64_t window = 0;
+  float soft_cap = 0;
+};  // window 0: everything
 // pending = product of h.
-struct Contract { Product product; bool partial = false; };
+struct Contract {
+  Product product;
+  bool partial = false;
+};
 // Router over all experts (whole on every rank), the chosen ones' gated MLPs weighted by softmax; experts [expert_begin,
 // expert_begin + gate.size()) are this rank's. pending = sum over its experts.
 struct Moe {
@@ -65,7 +95,10 @@ struct Moe {
   bool partial = false;
 };
 // x += pending; x goes to the next stage.
-struct Leave { int64_t hidden = 0; Pending pending = Pending::none; };
+struct Leave {
+  int64_t hidden = 0;
+  Pending pending = Pending::none;
+};
 // x += pending; logits = product(norm(x)) of the rows asked for, gathered over the peers when the vocabulary is split.
 struct Head {
   Norm norm;
@@ -75,7 +108,9 @@ struct Head {
   Pending pending = Pending::none;
   float scale = 1, soft_cap = 0;
 };
-struct Sample { int64_t vocab = 0; };
+struct Sample {
+  int64_t vocab = 0;
+};
 
 using Record = std::variant<Embed, Enter, ProjectAttention, ProjectMlp, Attend, Contract, Moe, Leave, Head, Sample>;
 
