@@ -2,6 +2,8 @@
 // slicer, loader and inspect read it. Built once, then immutable. A WeightId is a row's index.
 #pragma once
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "kernels/program/record.h"
@@ -44,7 +46,11 @@ class WeightTable {
 
  private:
   std::vector<WeightRow> rows_;
-  std::vector<std::pair<std::string, WeightId>> index_;
+  struct Hash {
+    using is_transparent = void;
+    size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
+  };
+  std::unordered_map<std::string, WeightId, Hash, std::equal_to<>> index_;
 };
 
 }  // namespace tandem
