@@ -1,0 +1,140 @@
+#include "runtime/model/format_choice.h"
+
+#include <algorithm>
+#include <map>
+#include <sstream>
+
+#include "kernels/base/error.h"
+
+namespace tandem {
+namespace {
+
+struct Rule { std::string module; const Format* format; };  // format null: keep
+
+struct Rules {
+  const Format* all = nullptr;
+  std::vector<Rule> modules;
+};
+
+const Format* parse_format(std::string name, bool double_quant) {
+  if (name == "keep") return nullptr;
+  if (double_quant && name == "nf4") name = "nf4_dq";
+  if (name.ends_with("_dq") || find_format(name) == nullptr) {
+    if (name != "nf4_dq" || find_format(name) == nullptr) (void)format(name);  // throws, listing the names
+  }
+  return find_format(name);
+}
+
+Rules parse(const FormatOptions& options) {
+  Rules rules;
+  std::stringstream parts(options.format);
+  std::string part;
+  while (std::getline(parts, part, ',')) {
+    const size_t equals = part.find('=');
+    if (equals == std::string::npos) {
+      rules.all = parse_format(part, options.double_quant);
+    } else {
+      rules.modules.push_back({part.substr(0, equals), parse_format(part.substr(equals + 1), options.double_quant)});
+    }
+  }
+  if (options.double_quant && options.format.find("nf4") == std::string::npos) {
+    bad_input("--double-quant", "has nothing to quantize with --format " + options.format + " (use it with --format nf4)");
+  }
+  return rules;
+}
+
+// "mlp.experts" matches "model.layers.3.mlp.experts.0.w1.weight"; "gate" matches the component "gate", not "gate_proj".
+bool matches(const std::string& name, const std::string& module) {
+  const std::string dotted = "." + name + ".";
+  return dotted.find("." + module + ".") != std::string::npos;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+void check_shape(const WeightRow& row, const Origin& origin, const TensorInfo& tensor, const std::string& file) {
+  std::vector<int64_t> wanted;
+  const bool vector = row.role == Role::norm || row.role == Role::bias;
+  if (vector) {
+    wanted = {row.rows.size() * row.cols.size()};
+  } else if (origin.transposed) {
+    wanted = {row.cols.size(), row.rows.size()};
+  } else {
+    wanted = {row.rows.size(), row.cols.size()};
+  }
+  std::vector<int64_t> found = tensor.shape;
+  if (origin.stacked >= 0) {
+    if (found.size() != 3 || origin.stacked >= found[0]) {
+      bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (must hold matrix " + std::to_string(origin.stacked) + " of a stack)");
+    }
+    found.erase(found.begin());
+  }
+  bool same = found == wanted;
+  if (!same && origin.row_offset > 0 && found.size() == 2) same = found[1] == wanted[1] && origin.row_offset + wanted[0] <= found[0];
+  if (!same) bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (config.json says " + shape_text(wanted) + ")");
+}
+
+const Format* config_dtype(const nlohmann::json& config) {
+  for (const char* key : {"torch_dtype", "dtype"}) {
+    if (!config.contains(key) || !config[key].is_string()) continue;
+    const std::string type = config[key];
+    if (type == "float32") return &dense_format(DType::f32);
+    if (type == "float16") return &dense_format(DType::f16);
+  }
+  return &dense_format(DType::bf16);
+}
+
+}  // namespace
+
+WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, const FormatOptions& options) {
+  const Rules rules = parse(options);
+  std::vector<bool> used(rules.modules.size(), false);
+  WeightFormats result;
+  std::map<std::string, uint64_t> held_bytes;
+  const Format* fallback = config_dtype(checkpoint.config);
+  for (WeightId id = 0; id < model.weights.size(); ++id) {
+    const WeightRow& row = model.weights[id];
+    const TensorInfo* tensor = nullptr;
+    const Format* stored = fallback;
+    if (checkpoint.tensors) {
+      const Origin& origin = checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
+      tensor = checkpoint.tensors->find(origin.tensor);
+      if (tensor == nullptr) {
+        bad_input(checkpoint.path, "has no tensor " + origin.tensor + " (config.json asks for it: " + std::to_string(model.shape.layers) +
+                                       " layers of family " + std::string(model.family()) + ")");
+      }
+      check_shape(row, origin, *tensor, checkpoint.tensors->file_name(*tensor));
+      stored = find_format(tensor->type);
+      if (stored == nullptr) {
+        bad_input(checkpoint.tensors->file_name(*tensor) + ": " + tensor->name, "is of type " + tensor->type + " (floating point or a GGUF block type is needed)");
+      }
+    }
+    const Format* held = stored;
+    const bool vector = row.role == Role::norm || row.role == Role::bias;
+    if (rules.all && (row.role == Role::linear || row.role == Role::router)) held = rules.all;
+    for (size_t i = 0; i < rules.modules.size(); ++i) {
+      if (!matches(row.name, rules.modules[i].module)) continue;
+      used[i] = true;
+      if (!vector) held = rules.modules[i].format ? rules.modules[i].format : stored;
+    }
+    if (row.tied_to != kNoWeight) held = result.held[row.tied_to];  // one copy, one format
+    (void)held->components(row.rows.size(), row.cols.size());        // refuses a shape that the format cannot hold
+    if (!vector) held_bytes[std::string(held->name())] += stored_bytes(*held, row.rows.size(), row.cols.size());
+    result.stored.push_back(stored);
+    result.held.push_back(held);
+    result.tensors.push_back(tensor);
+  }
+  for (size_t i = 0; i < used.size(); ++i) {
+    if (!used[i]) bad_input("--format", "names module " + rules.modules[i].module + ", which this model does not have (try lm_head, mlp, self_attn)");
+  }
+  std::vector<std::pair<uint64_t, std::string>> order;
+  for (const auto& [name, bytes] : held_bytes) order.push_back({bytes, name});
+  std::sort(order.rbegin(), order.rend());
+  for (const auto& [bytes, name] : order) result.label += (result.label.empty() ? "" : " + ") + name;
+  return result;
+}
+
+}  // namespace tandem

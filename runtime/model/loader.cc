@@ -1,0 +1,134 @@
+#include "runtime/model/loader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/base/error.h"
+#include "runtime/model/checkpoint/rectangle.h"
+
+namespace tandem {
+namespace {
+
+QuantizedView view_of(const Format& format, int64_t rows, int64_t cols, const std::byte* bytes) {
+  QuantizedView view{&format, rows, cols, {}};
+  size_t i = 0;
+  for (const Component& component : format.components(rows, cols)) {
+    view.data[i++] = bytes;
+    bytes += component.bytes;
+  }
+  return view;
+}
+
+// Rows of each head from llama.cpp's order (2i, 2i + 1) to Hugging Face's (i, i + half). Rows are whole bytes in every GGUF format.
+void restore_rope_rows(std::vector<std::byte>& bytes, int64_t rows, int64_t head_dim) {
+  const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
+  std::vector<std::byte> head(row_bytes * static_cast<size_t>(head_dim));
+  const int64_t half = head_dim / 2;
+  for (int64_t first = 0; first + head_dim <= rows; first += head_dim) {
+    std::byte* base = bytes.data() + static_cast<size_t>(first) * row_bytes;
+    for (int64_t i = 0; i < half; ++i) {
+      std::memcpy(head.data() + static_cast<size_t>(i) * row_bytes, base + static_cast<size_t>(2 * i) * row_bytes, row_bytes);
+      std::memcpy(head.data() + static_cast<size_t>(i + half) * row_bytes, base + static_cast<size_t>(2 * i + 1) * row_bytes, row_bytes);
+    }
+    std::memcpy(base, head.data(), head.size());
+  }
+}
+
+// The stored form of `part` in the checkpoint's own format, rows in Hugging Face's order.
+std::vector<std::byte> read_stored(const Blueprint& blueprint, WeightId id, const Rectangle& part) {
+  const WeightRow& row = blueprint.model->weights[id];
+  const TensorInfo& tensor = *blueprint.formats.tensors[id];
+  const Format& stored = *blueprint.formats.stored[id];
+  const Origin& origin = blueprint.checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
+  if (origin.transposed) fail(Code::internal, row.name, "transposed tensors are not read yet");
+  const bool vector = row.role == Role::norm || row.role == Role::bias;
+  const int64_t rows = vector ? 1 : row.rows.size(), cols = vector ? row.rows.size() * row.cols.size() : row.cols.size();
+  Rectangle wanted = part;
+  if (vector && row.role == Role::bias) wanted = {0, 1, part.row_begin, part.row_end};
+  const uint64_t matrix = stored_bytes(stored, rows, cols);
+  const uint64_t offset = origin.stacked >= 0 ? static_cast<uint64_t>(origin.stacked) * matrix : 0;
+  std::vector<std::byte> bytes;
+  read_rectangle(*blueprint.checkpoint.tensors, tensor, stored, rows, cols, wanted, bytes, offset);
+  if (origin.order == RowOrder::interleaved_rope) {
+    if (vector) {
+      restore_rope_rows(bytes, wanted.cols(), row.rows.unit);
+    } else {
+      restore_rope_rows(bytes, wanted.rows(), row.rows.unit);
+    }
+  }
+  return bytes;
+}
+
+// Converts rows in pieces, so that only a few megabytes of floats exist at a time.
+std::vector<std::byte> convert(const Format& from, const Format& to, int64_t rows, int64_t cols, const std::vector<std::byte>& source) {
+  const std::vector<Component> components = to.components(rows, cols);
+  uint64_t total = 0;
+  std::vector<uint64_t> begin;
+  for (const Component& component : components) {
+    begin.push_back(total);
+    total += component.bytes;
+  }
+  std::vector<std::byte> result(total);
+  const QuantizedView view = view_of(from, rows, cols, source.data());
+  const int64_t grain = std::max<int64_t>(1, to.grain(rows, cols).rows);
+  int64_t piece = std::max<int64_t>(grain, (int64_t{1} << 20) / std::max<int64_t>(1, cols) / grain * grain);
+  if (components.size() > 2) piece = rows;  // statistics over the whole matrix (double quantization)
+  std::vector<float> values(static_cast<size_t>(std::min(piece, rows) * cols));
+  for (int64_t first = 0; first < rows; first += piece) {
+    const int64_t count = std::min(piece, rows - first);
+    from.dequantize(view, first, count, values.data());
+    const auto before = to.ranges(rows, cols, {0, first, 0, cols});
+    std::vector<std::byte*> out;
+    for (size_t i = 0; i < components.size(); ++i) {
+      uint64_t offset = 0;
+      if (first > 0) {
+        for (const ByteRange& range : before[i]) offset += range.size();
+      }
+      out.push_back(result.data() + begin[i] + offset);
+    }
+    to.quantize(values.data(), count, cols, out);
+  }
+  return result;
+}
+
+}  // namespace
+
+LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part) {
+  const WeightRow& row = blueprint.model->weights[id];
+  const Format& stored = *blueprint.formats.stored[id];
+  const Format& held = *blueprint.formats.held[id];
+  if (blueprint.formats.tensors[id] == nullptr) {
+    bad_input(blueprint.checkpoint.path, "holds no weights (a directory with safetensors or a .gguf file is needed to run)");
+  }
+  const int64_t rows = row.rows.size(), cols = row.cols.size();
+  const bool vector = row.role == Role::norm || row.role == Role::bias;
+  const auto ranges = held.ranges(rows, cols, part);
+  const bool whole_statistics = ranges.size() > 2;
+  LoadedSlice slice;
+  if (&stored == &held) {
+    slice.bytes = read_stored(blueprint, id, part);
+  } else if (vector || !whole_statistics) {
+    slice.bytes = convert(stored, held, part.rows(), part.cols(), read_stored(blueprint, id, part));
+  } else {
+    // Double quantization takes statistics over the whole tensor: quantize it whole, keep the slice.
+    const std::vector<std::byte> all = convert(stored, held, rows, cols, read_stored(blueprint, id, {0, rows, 0, cols}));
+    const std::vector<Component> components = held.components(rows, cols);
+    uint64_t base = 0;
+    for (size_t i = 0; i < components.size(); ++i) {
+      for (const ByteRange& range : ranges[i]) {
+        slice.bytes.insert(slice.bytes.end(), all.begin() + static_cast<int64_t>(base + range.begin), all.begin() + static_cast<int64_t>(base + range.end));
+      }
+      base += components[i].bytes;
+    }
+  }
+  slice.view = {&held, part.rows(), part.cols(), {}, part.row_begin * cols + part.col_begin, cols};
+  const std::byte* at = slice.bytes.data();
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    slice.view.data[i] = at;
+    for (const ByteRange& range : ranges[i]) at += range.size();
+  }
+  return slice;
+}
+
+}  // namespace tandem

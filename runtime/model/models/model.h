@@ -1,0 +1,86 @@
+// A model family as data: constructing one declares every weight, every KV group and how a stage's program is recorded. The same
+// object serves the planner (no device, no bytes) and the stages. No rank, device or format is mentioned in a family. Immutable after
+// construction.
+#pragma once
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/program/program.h"
+#include "sharding/slice.h"
+#include "sharding/weight_table.h"
+
+namespace tandem {
+
+struct KvGroup {              // layers whose pages are granted together
+  std::vector<int> layers;    // model layer numbers, ascending
+  int64_t kv_heads = 0, head_dim = 0;  // of the whole model
+  int64_t window = 0;         // 0: everything is kept
+};
+
+struct ModelShape {
+  int layers = 0;
+  int64_t hidden = 0, vocab = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  int32_t context = 0;        // longest sequence the model was made for
+};
+
+class Recorder;
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  virtual std::string_view family() const = 0;
+  virtual bool runs() const { return true; }  // false: can be planned, not run
+  virtual void embed(Recorder& record) const = 0;
+  virtual void block(int layer, Recorder& record) const = 0;
+  virtual void head(Recorder& record) const = 0;
+
+  ModelShape shape;
+  WeightTable weights;
+  std::vector<KvGroup> kv_groups;
+  WeightId embedding = kNoWeight, head_weight = kNoWeight;
+};
+
+// Records one stage of one rank: turns names and global shapes into this rank's slices.
+class Recorder {
+ public:
+  Recorder(Program& program, const Model& model, const Slicer& slicer, int member, int first_layer, int last_layer, bool embeds);
+
+  Program& program() { return program_; }
+  WeightSlice weight(const std::string& name) const;        // "<name>.weight" with "<name>.bias" when the model declares one
+  WeightSlice weight(int layer, const std::string& name) const;
+  Norm norm(const std::string& name, float epsilon, NormKind kind = NormKind::rms) const;
+  Norm norm(int layer, const std::string& name, float epsilon, NormKind kind = NormKind::rms) const;
+  KvLayer kv(int layer) const;                              // index among this stage's layers of its group
+  HeadShape heads() const;                                  // this rank's
+  std::pair<int64_t, int64_t> experts(int64_t count) const;  // this rank's
+  void embed(float scale = 1);
+  void head(Norm norm, float scale = 1, float soft_cap = 0);
+
+ private:
+  Program& program_;
+  const Model& model_;
+  const Slicer& slicer_;
+  int member_, first_layer_, last_layer_;
+  bool embeds_;
+};
+
+std::string layer_name(int layer, std::string_view name);   // "model.layers.<layer>.<name>"
+
+// THE list (models.cc). `config` is config.json in Hugging Face's keys. Errors: Code::invalid_argument naming `where` and the key;
+// an unknown model_type lists the known ones.
+struct Family {
+  std::string_view model_type;  // config.json's
+  std::unique_ptr<Model> (*make)(const nlohmann::json& config, const std::string& where);
+};
+std::span<const Family> families();
+std::unique_ptr<Model> make_model(const nlohmann::json& config, const std::string& where);
+
+// Shapes by name, embedded in the binary (presets/*.json): config.json of `preset:NAME`. Errors: Code::not_found with near names.
+nlohmann::json preset_config(const std::string& name);
+std::vector<std::string> preset_names();
+
+}  // namespace tandem

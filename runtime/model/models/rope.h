@@ -1,0 +1,16 @@
+// Rotary position embedding parameters from a config, for every rope_type that Llama checkpoints use. Pure.
+#pragma once
+#include "kernels/program/record.h"
+#include "runtime/model/checkpoint/config.h"
+
+namespace tandem {
+
+// Frequencies for heads of head_dim elements. rope_type: default, linear, llama3, yarn, dynamic (equals default up to the original
+// context, beyond which it is refused by limit_context), gguf_factors (llama.cpp's tensor of factors).
+// Source: transformers modeling_rope_utils.py. Errors: Code::invalid_argument naming the key.
+Rope make_rope(const Config& config, int64_t head_dim);
+
+// Positions past this cannot be computed with the given scaling; `context` when there is no such limit.
+int32_t rope_limit(const Config& config, int32_t context);
+
+}  // namespace tandem

@@ -1,0 +1,72 @@
+#include "runtime/model/slots.h"
+
+#include <algorithm>
+
+#include "kernels/base/error.h"
+
+namespace tandem {
+namespace {
+
+bool has_penalty(const Sampling& s) { return s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0; }
+
+void add_count(std::vector<TokenCount>& counts, int32_t id, bool prompt) {
+  auto at = std::lower_bound(counts.begin(), counts.end(), id, [](const TokenCount& c, int32_t v) { return c.id < v; });
+  if (at == counts.end() || at->id != id) at = counts.insert(at, TokenCount{id, 0, 0});
+  (prompt ? at->prompt : at->generated)++;
+}
+
+}  // namespace
+
+Slot& Slots::operator[](SlotId id) {
+  if (id < 0 || static_cast<size_t>(id) >= slots_.size() || !slots_[static_cast<size_t>(id)].used) {
+    fail(Code::internal, "step", "names slot " + std::to_string(id) + ", which holds no sequence");
+  }
+  return slots_[static_cast<size_t>(id)];
+}
+
+void Slots::apply(const Step& step) {
+  for (SlotId id : step.releases) (*this)[id].used = false;
+  for (const Admission& admission : step.admissions) {
+    if (admission.slot < 0 || admission.slot > 1 << 20) fail(Code::internal, "step", "admits to slot " + std::to_string(admission.slot));
+    if (static_cast<size_t>(admission.slot) >= slots_.size()) slots_.resize(static_cast<size_t>(admission.slot) + 1);
+    Slot& slot = slots_[static_cast<size_t>(admission.slot)];
+    if (slot.used) fail(Code::internal, "step", "admits to slot " + std::to_string(admission.slot) + ", which is taken");
+    slot.used = true;
+    slot.serial = admission.serial;
+    slot.length = admission.cached;
+    slot.prompt_tokens = admission.prompt_tokens;
+    slot.min_tokens = admission.min_tokens;
+    slot.sampling = admission.sampling;
+    slot.ids.clear();
+    slot.ids.reserve(static_cast<size_t>(context_) + 1);
+    slot.ids.assign(admission.ids.begin(), admission.ids.end());
+    slot.stop_ids = admission.stop_ids;
+    for (auto& pages : slot.pages) {
+      pages.clear();
+      pages.reserve(static_cast<size_t>(context_ / page_tokens_ + 1));
+    }
+    slot.generated = static_cast<int32_t>(slot.ids.size()) - slot.prompt_tokens;
+    slot.counts.clear();
+    if (has_penalty(slot.sampling)) {
+      for (size_t i = 0; i < slot.ids.size(); ++i) add_count(slot.counts, slot.ids[i], i < static_cast<size_t>(slot.prompt_tokens));
+    }
+  }
+  for (const PageGrant& grant : step.grants) {
+    if (grant.group < 0 || grant.group >= kMaxKvGroups) fail(Code::internal, "step", "grants pages of KV group " + std::to_string(grant.group));
+    auto& pages = (*this)[grant.slot].pages[grant.group];
+    pages.insert(pages.end(), grant.pages.begin(), grant.pages.end());
+  }
+}
+
+void Slots::append(SlotId id, uint32_t serial, int32_t token) {
+  if (static_cast<size_t>(id) >= slots_.size()) return;
+  Slot& slot = slots_[static_cast<size_t>(id)];
+  if (slot.used && slot.serial == serial) slot.ids.push_back(token);
+}
+
+void Slots::count(Slot& slot, int32_t token) {
+  slot.generated++;
+  if (has_penalty(slot.sampling)) add_count(slot.counts, token, false);
+}
+
+}  // namespace tandem
