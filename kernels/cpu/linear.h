@@ -18,14 +18,17 @@ enum class Activations : uint8_t {
   int8,  // blocks of 32: see Int8Rows
 };
 
-// Activations quantized per block of 32 along K, as llama.cpp does: scale = max|x| / 127, q = rint(x / scale).
-// sums[b] = scale * sum of the block's codes, for formats with a minimum.
+// Activations quantized per block of 32 along K, as llama.cpp does: scale = max|x| / 127, q = rint(x / scale). Arrays carved out of
+// one buffer by int8_rows; kernels only read them.
 struct Int8Rows {
-  const int8_t* codes = nullptr;   // [tokens, padded_cols]
-  const float* scales = nullptr;   // [tokens, padded_cols / 32]
-  const float* sums = nullptr;     // [tokens, padded_cols / 32]
-  int64_t padded_cols = 0;         // cols rounded up to 32, the rest zero
+  int8_t* codes = nullptr;     // [tokens, padded_cols]
+  float* scales = nullptr;     // [tokens, padded_cols / 32]
+  float* sums = nullptr;       // [tokens, padded_cols / 32]: scale * sum of the block's codes, for formats with a minimum
+  int32_t* offsets = nullptr;  // [tokens, padded_cols / 16]: -8 * sum of a half block's codes, for formats that store code + bias
+  int64_t padded_cols = 0;     // cols rounded up to 32, the rest zero
 };
+uint64_t int8_rows_bytes(int64_t tokens, int64_t cols);
+Int8Rows int8_rows(std::byte* buffer, int64_t tokens, int64_t cols);  // buffer: int8_rows_bytes, 64-byte aligned
 
 struct Input {
   const float* values = nullptr;  // [tokens, stride] when fp32
@@ -40,10 +43,13 @@ Features detect_features();
 
 struct LinearKernel {
   const char* name;         // "q4_1_int8_avx512vnni": printed by plan and bench
+  std::string_view format;  // the format it takes; empty: any
   Activations activations;
-  int row_tile;             // rows are resident in tiles of this many (the last padded); threads divide tiles
+  int row_tile;  // rows are resident in tiles of this many (the last padded); threads divide tiles
   // Bytes of the resident form of [rows, cols]: codes and scales apart, as the plan reports them.
-  struct Bytes { uint64_t weights, scales; };
+  struct Bytes {
+    uint64_t weights, scales;
+  };
   Bytes (*resident)(const Format& format, int64_t rows, int64_t cols);
   // Repacks tiles [tile_begin, tile_end) of a stored slice into the resident form of the whole slice at `destination`
   // (resident().weights + scales bytes, 64-byte aligned).
@@ -55,13 +61,13 @@ struct LinearKernel {
   void (*row)(const std::byte* resident, int64_t rows, int64_t cols, int64_t r, float* out);
 };
 
-// The best kernel for this format, activation type and processor; falls back to an oracle that works for every format by
-// dequantizing (fp32 activations). Never fails.
+// The best kernel for this format, activation type and processor. Falls back to fp32 activations, and to weights dequantized at
+// packing, which works for every format: look at the result's `activations`. Never fails.
 const LinearKernel& choose_linear(const Format& format, Activations wanted, const Features& features);
-std::span<const LinearKernel* const> linear_kernels(const Features& features);  // for tests and bench
+std::span<const LinearKernel* const> linear_kernels(const Features& features);  // best first; for tests and bench
 
-// [tokens, cols] floats into Int8Rows' arrays for tokens [token_begin, token_end).
-void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, int8_t* codes, float* scales,
-                   float* sums, const Features& features);
+// float[tokens, stride] into `out` for tokens [token_begin, token_end). The same bits on every processor.
+void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, const Int8Rows& out,
+                   const Features& features);
 
 }  // namespace tandem::cpu

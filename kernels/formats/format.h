@@ -40,13 +40,17 @@ struct Grain {
   int64_t rows = 1, cols = 1;
 };
 
-// A whole quantized matrix in memory, in its stored form; views only. data[i] belongs to components(rows, cols)[i].
+// A quantized matrix in memory, or the slice of one that ranges() describes, in its stored form; views only. data[i] belongs to
+// components(rows, cols)[i]. A slice also says where it lies in the whole: nested statistics are kept whole, and finding the right
+// one needs the index that a block has there. (Only formats with such statistics look at these two; setting them is never wrong.)
 constexpr int kMaxComponents = 6;
 class Format;
 struct QuantizedView {
   const Format* format = nullptr;
   int64_t rows = 0, cols = 0;
   std::array<const std::byte*, kMaxComponents> data{};
+  int64_t first_element = 0;  // row_begin * whole columns + col_begin
+  int64_t whole_cols = 0;     // columns of the whole matrix; 0: the same as cols
 };
 
 class Format {
@@ -54,12 +58,14 @@ class Format {
   virtual ~Format() = default;
   virtual std::string_view name() const = 0;  // as options spell it: "nf4", "q4_1", "bf16"
 
-  // Errors: Code::invalid_argument naming the shape when the format cannot hold it (cols not a multiple of the block, say).
+  // Of a whole matrix. Errors: Code::invalid_argument naming the shape when the format cannot hold it (cols not a multiple of the
+  // block, say).
   virtual std::vector<Component> components(int64_t rows, int64_t cols) const = 0;
   virtual Grain grain(int64_t rows, int64_t cols) const = 0;
 
   // For each component, the byte ranges of the whole stored matrix which, one after the other, are the stored form of the rectangle.
-  // The rectangle's edges are at multiples of grain() or at the matrix' ends. Statistics over the whole (nested offset) are in full.
+  // The rectangle's edges are at multiples of grain() or at the matrix' ends. What belongs to more than a block (code maps, nested
+  // statistics) is kept in full.
   virtual std::vector<std::vector<ByteRange>> ranges(int64_t rows, int64_t cols, const Rectangle& part) const = 0;
 
   // source: float[rows * cols]; out[i]: components(rows, cols)[i].bytes bytes. Errors: Code::failed_precondition when the format
@@ -69,13 +75,13 @@ class Format {
   // Rows [row, row + count) as float[count * cols]; the oracle of every fast kernel.
   virtual void dequantize(const QuantizedView& matrix, int64_t row, int64_t count, float* out) const = 0;
 
-  // Elements of K that share a scale (32 for Q4_0, 64 for NF4, 1 for dense): for the tables of kernels.
+  // Elements of one stored block along a row (32 for Q4_0, 64 for NF4, 256 for Q4_K, 1 for dense): for the tables of kernels.
   virtual int64_t block() const { return 1; }
   virtual bool is_dense() const { return false; }  // fp32, fp16, bf16: a plain array of dtype()
   virtual DType dtype() const { return DType::u8; }
 };
 
-uint64_t stored_bytes(const Format& format, int64_t rows, int64_t cols);  // all components
+uint64_t stored_bytes(const Format& format, int64_t rows, int64_t cols);  // all components of a whole matrix
 
 // THE list (formats.cc). Names are those of options and of GGUF types in lower case. find: null when there is none.
 std::span<const Format* const> formats();
