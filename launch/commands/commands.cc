@@ -1,0 +1,10 @@
+#include "launch/commands/commands.h"
+
+namespace tandem {
+
+std::vector<Command> add_commands(CLI::App& app) {
+  return {add_plan(app),    add_generate(app), add_serve(app),  add_client(app),     add_chat(app),  add_inspect(app),
+          add_tokenize(app), add_logits(app),  add_perplexity(app), add_bench(app), add_worker(app)};
+}
+
+}  // namespace tandem

@@ -1,0 +1,151 @@
+#include "launch/options.h"
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "kernels/base/error.h"
+#include "runtime/model/checkpoint/config.h"
+
+namespace tandem {
+
+void add_options(CLI::App& app, ModelOptions& o) {
+  app.add_option("MODEL", o.model, "Hugging Face directory, .gguf file, config.json or preset:NAME")->required();
+  app.add_option("--format", o.format, "format of the weights: keep, nf4, fp32, ...; per module: nf4,lm_head=bf16")->capture_default_str();
+  app.add_flag("--double-quant", o.double_quant, "nf4: quantize the scales too");
+  app.add_option("--compute", o.compute, "activations in a product: auto, fp32, bf16, fp16, int8")->capture_default_str();
+  app.add_option("--kv-dtype", o.kv_dtype, "keys and values: auto, fp32, bf16, fp16")->capture_default_str();
+}
+
+void add_options(CLI::App& app, PlaceOptions& o) {
+  app.add_option("--device", o.device, "cpu, cuda or auto")->capture_default_str();
+  app.add_option("--ranks", o.ranks, "how many ranks work together (pp x ep x tp)");
+  app.add_option("--pp", o.pp, "pipeline stages");
+  app.add_option("--tp", o.tp, "ranks that split every layer");
+  app.add_option("--ep", o.ep, "ranks that split the experts");
+  app.add_option("--threads", o.threads, "compute threads a rank (default: cores / ranks)");
+  app.add_option("--plan", o.plan_file, "run exactly this plan (JSON from `tandem plan -o`)");
+}
+
+void add_options(CLI::App& app, SizeOptions& o) {
+  app.add_option("--context", o.context, "tokens a sequence may have (default: the model's, at most 4096)");
+  app.add_option("--max-batch", o.max_batch, "sequences at once");
+  app.add_option("--chunk", o.chunk, "prompt tokens a step")->capture_default_str();
+  app.add_option("--page", o.page, "tokens a page of the KV cache")->capture_default_str();
+  app.add_option("--max-queue", o.max_queue, "waiting requests before refusing")->capture_default_str();
+}
+
+void add_options(CLI::App& app, BudgetOptions& o) {
+  app.add_option("--max-memory", o.max_memory, "bytes a device may use: 0=20GiB,1=10GiB,cpu=64GiB");
+  app.add_option("--gpus", o.gpus, "plan for these: 2xrtx3090,1xa4000");
+  app.add_option("--cluster", o.cluster, "devices and links as JSON");
+  app.add_option("--reserve", o.reserve, "bytes kept free on each device (default: max of 512MiB and 2 %)");
+  app.add_option("--objective", o.objective, "latency, throughput or capacity")->capture_default_str();
+}
+
+void add_options(CLI::App& app, PromptOptions& o) {
+  app.add_option("--prompt", o.prompt, "text to continue")->each([&o](const std::string&) { o.has_prompt = true; });
+  app.add_option("--prompt-ids", o.prompt_ids, "token ids to continue, nothing added: 1,2,3");
+  app.add_option("--chat", o.chat_file, "JSON file of messages: [{\"role\": \"user\", \"content\": \"...\"}]");
+  app.add_option("--system", o.system, "system message; the prompt becomes a user message");
+  Ask& a = o.ask;
+  app.add_option("--temperature", a.temperature, "0 picks the likeliest token");
+  app.add_option("--top-k", a.top_k, "keep the K likeliest tokens");
+  app.add_option("--top-p", a.top_p, "keep the likeliest tokens of this total probability");
+  app.add_option("--min-p", a.min_p, "drop tokens below this share of the likeliest");
+  app.add_option("--typical-p", a.typical_p, "keep tokens of typical surprise of this total probability");
+  app.add_option("--repetition-penalty", a.repetition_penalty, "above 1: divides the logits of tokens seen");
+  app.add_option("--presence-penalty", a.presence_penalty, "subtracted from the logits of tokens generated");
+  app.add_option("--frequency-penalty", a.frequency_penalty, "subtracted once per occurrence");
+  app.add_option("--stop", a.stop_strings, "end before this text (repeatable)")->allow_extra_args(false);
+  app.add_option("--max-tokens", a.max_tokens, "tokens to generate (default: what the context leaves)");
+  app.add_option("--min-tokens", a.min_tokens, "tokens before an end token may come");
+  app.add_flag("--ignore-eos", a.ignore_eos, "go on after the model's end token");
+  app.add_option("--seed", a.seed, "of the random draws (default: a new one, reported)");
+  app.add_option("--logprobs", a.logprobs, "report log-probabilities of the chosen and the K best tokens");
+}
+
+Arithmetic arithmetic_of(const ModelOptions& o, bool on_gpu) {
+  struct Row { std::string_view name; Compute compute; };
+  constexpr Row kRows[] = {{"fp32", Compute::fp32}, {"bf16", Compute::bf16}, {"fp16", Compute::fp16}, {"int8", Compute::int8}};
+  Arithmetic arithmetic;
+  arithmetic.automatic = o.compute == "auto";
+  arithmetic.compute = on_gpu ? Compute::bf16 : Compute::fp32;
+  bool known = arithmetic.automatic;
+  for (const Row& row : kRows) {
+    if (row.name != o.compute) continue;
+    arithmetic.compute = row.compute;
+    known = true;
+  }
+  if (!known) bad_input("--compute", "is " + o.compute + " (must be auto, fp32, bf16, fp16 or int8)");
+  struct KvRow { std::string_view name; KvType type; };
+  constexpr KvRow kKvRows[] = {{"fp32", KvType::fp32}, {"bf16", KvType::bf16}, {"fp16", KvType::fp16}};
+  arithmetic.kv = on_gpu ? KvType::bf16 : (o.compute == "fp32" ? KvType::fp32 : KvType::fp16);
+  known = o.kv_dtype == "auto";
+  for (const KvRow& row : kKvRows) {
+    if (row.name != o.kv_dtype) continue;
+    arithmetic.kv = row.type;
+    known = true;
+  }
+  if (!known) bad_input("--kv-dtype", "is " + o.kv_dtype + " (must be auto, fp32, bf16 or fp16)");
+  return arithmetic;
+}
+
+std::vector<int32_t> parse_ids(const std::string& text, const std::string& option) {
+  std::vector<int32_t> ids;
+  std::stringstream parts(text);
+  std::string part;
+  while (std::getline(parts, part, ',')) {
+    size_t end = 0;
+    long long value = -1;
+    try {
+      value = std::stoll(part, &end);
+    } catch (const std::exception&) {
+      end = 0;
+    }
+    if (end == 0 || end != part.size() || value < 0 || value > INT32_MAX) bad_input(option, "holds '" + part + "' (must be token ids, 1,2,3)");
+    ids.push_back(static_cast<int32_t>(value));
+  }
+  if (ids.empty()) bad_input(option, "is empty (must be token ids, 1,2,3)");
+  return ids;
+}
+
+Objective parse_objective(const std::string& text) {
+  if (text == "latency") return Objective::latency;
+  if (text == "throughput") return Objective::throughput;
+  if (text == "capacity") return Objective::capacity;
+  bad_input("--objective", "is " + text + " (must be latency, throughput or capacity)");
+}
+
+Ask ask_of(const PromptOptions& o) {
+  Ask ask = o.ask;
+  const int given = o.has_prompt + !o.prompt_ids.empty() + !o.chat_file.empty();
+  if (given != 1) bad_input("--prompt", given == 0 ? "is missing (one of --prompt, --prompt-ids, --chat)" : "is given twice (one of --prompt, --prompt-ids, --chat)");
+  if (!o.prompt_ids.empty()) {
+    ask.input = parse_ids(o.prompt_ids, "--prompt-ids");
+  } else if (!o.chat_file.empty()) {
+    std::ifstream file(o.chat_file);
+    if (!file) bad_input("--chat", "cannot read " + o.chat_file + " (must be a JSON file of messages)");
+    std::stringstream text;
+    text << file.rdbuf();
+    nlohmann::json chat = parse_json(text.str(), o.chat_file);
+    ChatInput input;
+    if (chat.is_object()) {
+      if (!chat.contains("messages")) bad_input(o.chat_file, "has no messages (must be a list, or {\"messages\": [], \"tools\": []})");
+      if (chat.contains("tools") && !chat["tools"].empty()) input.tools_json = chat["tools"].dump();
+      chat = chat["messages"];
+    }
+    if (!chat.is_array()) bad_input(o.chat_file, "is not a list of messages");
+    if (!o.system.empty()) chat.insert(chat.begin(), {{"role", "system"}, {"content", o.system}});
+    input.messages_json = chat.dump();
+    ask.input = std::move(input);
+  } else if (!o.system.empty()) {
+    const nlohmann::json chat = {{{"role", "system"}, {"content", o.system}}, {{"role", "user"}, {"content", o.prompt}}};
+    ask.input = ChatInput{chat.dump(), ""};
+  } else {
+    ask.input = o.prompt;
+  }
+  return ask;
+}
+
+}  // namespace tandem
