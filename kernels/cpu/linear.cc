@@ -85,52 +85,36 @@ const LinearKernel& choose_linear(const Format& format, Activations wanted, cons
   return kOracle;
 }
 
-uint64_t int8_rows_bytes(int64_t tokens, int64_t cols) {
-  const int64_t blocks = (cols + 31) / 32;
-  return static_cast<uint64_t>(tokens * blocks) * (32 + 4 + 4 + 8);
+void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, Int8Block* out,
+                   const Features& features) {
+  using Quantize = void (*)(const float*, int64_t, Int8Block*);
+  const Quantize quantize = features.avx512_vnni ? avx512vnni_quantize_row : features.avx2 ? avx2_quantize_row : quantize_row;
+  for (int64_t t = token_begin; t < token_end; ++t) quantize(x + t * stride, cols, out + t * int8_blocks(cols));
 }
 
-Int8Rows int8_rows(std::byte* buffer, int64_t tokens, int64_t cols) {
-  const int64_t blocks = (cols + 31) / 32, count = tokens * blocks;
-  Int8Rows rows;
-  rows.padded_cols = blocks * 32;
-  rows.codes = reinterpret_cast<int8_t*>(buffer);
-  rows.scales = reinterpret_cast<float*>(buffer + count * 32);
-  rows.sums = rows.scales + count;
-  rows.offsets = reinterpret_cast<int32_t*>(rows.sums + count);
-  return rows;
-}
-
-void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, const Int8Rows& out,
-                   const Features&) {
-  constexpr float kLeast = 1e-36f;
-  const int64_t blocks = out.padded_cols / 32;
-  for (int64_t t = token_begin; t < token_end; ++t) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const float* from = x + t * stride + b * 32;
-      const int64_t count = std::min<int64_t>(32, cols - b * 32);
-      float most = 0;
-      for (int64_t i = 0; i < count; ++i) {
-        if (!(std::fabs(from[i]) <= most)) most = std::fabs(from[i]);  // a NaN stays
-        if (most != most) break;
-      }
-      // Below kLeast the reciprocal would overflow. Of a block that is not finite only the scale says so: products become NaN.
-      const bool usable = most >= kLeast && most <= std::numeric_limits<float>::max();
-      const float scale = most < kLeast ? 0.0f : usable ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
-      const float inverse = usable ? 127.0f / most : 0.0f;
-      int32_t sums[2] = {0, 0};
-      int8_t* codes = out.codes + t * out.padded_cols + b * 32;
-      for (int64_t i = 0; i < 32; ++i) {
-        codes[i] = usable && i < count ? static_cast<int8_t>(std::nearbyintf(from[i] * inverse)) : 0;
-        sums[i / 16] += codes[i];
-      }
-      const int64_t at = t * blocks + b;
-      out.scales[at] = scale;
-      out.sums[at] = scale * static_cast<float>(sums[0] + sums[1]);
-      out.offsets[at * 2] = -8 * sums[0];
-      out.offsets[at * 2 + 1] = -8 * sums[1];
-    }
+void quantize_block(const float* x, int64_t count, Int8Block* out) {
+  float most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!(std::fabs(x[i]) <= most)) most = std::fabs(x[i]);  // a NaN stays
+    if (most != most) break;
   }
+  // Below kLeast the reciprocal would overflow. Of a block that is not finite only the scale says so: products become NaN.
+  constexpr float kLeast = 1e-36f;
+  const bool usable = most >= kLeast && most <= std::numeric_limits<float>::max();
+  out->scale = most < kLeast ? 0.0f : usable ? most / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  const float inverse = usable ? 127.0f / most : 0.0f;
+  int32_t sums[2] = {0, 0};
+  for (int64_t i = 0; i < 32; ++i) {
+    out->codes[i] = usable && i < count ? static_cast<int8_t>(std::nearbyintf(x[i] * inverse)) : 0;
+    sums[i / 16] += out->codes[i];
+  }
+  out->sum = out->scale * static_cast<float>(sums[0] + sums[1]);
+  out->offset[0] = -8 * sums[0];
+  out->offset[1] = -8 * sums[1];
+}
+
+void quantize_row(const float* x, int64_t cols, Int8Block* out) {
+  for (int64_t k = 0; k < cols; k += 32) quantize_block(x + k, std::min<int64_t>(32, cols - k), out++);
 }
 
 }  // namespace tandem::cpu

@@ -18,17 +18,21 @@ enum class Activations : uint8_t {
   int8,  // blocks of 32: see Int8Rows
 };
 
-// Activations quantized per block of 32 along K, as llama.cpp does: scale = max|x| / 127, q = rint(x / scale). Arrays carved out of
-// one buffer by int8_rows; kernels only read them.
-struct Int8Rows {
-  int8_t* codes = nullptr;     // [tokens, padded_cols]
-  float* scales = nullptr;     // [tokens, padded_cols / 32]
-  float* sums = nullptr;       // [tokens, padded_cols / 32]: scale * sum of the block's codes, for formats with a minimum
-  int32_t* offsets = nullptr;  // [tokens, padded_cols / 16]: -8 * sum of a half block's codes, for formats that store code + bias
-  int64_t padded_cols = 0;     // cols rounded up to 32, the rest zero
+// Activations quantized per block of 32 along K, as llama.cpp does: scale = max|x| / 127, code = rint(x / scale). The last block of a
+// row is filled with zeros.
+struct Int8Block {
+  int8_t codes[32];
+  float scale;
+  float sum;          // scale * sum of the codes: for formats with a minimum
+  int32_t offset[2];  // -8 * sum of the codes of each half: for formats that store code + bias
 };
-uint64_t int8_rows_bytes(int64_t tokens, int64_t cols);
-Int8Rows int8_rows(std::byte* buffer, int64_t tokens, int64_t cols);  // buffer: int8_rows_bytes, 64-byte aligned
+static_assert(sizeof(Int8Block) == 48);
+inline int64_t int8_blocks(int64_t cols) { return (cols + 31) / 32; }  // of a row
+
+struct Int8Rows {
+  const Int8Block* blocks = nullptr;  // [tokens, stride]
+  int64_t stride = 0;                 // blocks from one row to the next
+};
 
 struct Input {
   const float* values = nullptr;  // [tokens, stride] when fp32
@@ -66,8 +70,8 @@ struct LinearKernel {
 const LinearKernel& choose_linear(const Format& format, Activations wanted, const Features& features);
 std::span<const LinearKernel* const> linear_kernels(const Features& features);  // best first; for tests and bench
 
-// float[tokens, stride] into `out` for tokens [token_begin, token_end). The same bits on every processor.
-void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, const Int8Rows& out,
+// float[tokens, stride] into out[tokens, int8_blocks(cols)] for tokens [token_begin, token_end). The same bits on every processor.
+void quantize_rows(const float* x, int64_t stride, int64_t cols, int64_t token_begin, int64_t token_end, Int8Block* out,
                    const Features& features);
 
 }  // namespace tandem::cpu
