@@ -1,0 +1,145 @@
+#include "launch/planning.h"
+
+#include <algorithm>
+
+#include "kernels/base/error.h"
+#include "launch/gpu_sizes.h"
+#include "runtime/model/checkpoint/config.h"
+#include "sharding/planner.h"
+
+namespace tandem {
+namespace {
+
+constexpr uint64_t kPlanLimit = 64 << 20;
+constexpr uint64_t kLeastReserve = 512 << 20;
+constexpr int kMostRanks = 4096;
+
+struct Degrees { int ranks = 0, pp = 0, tp = 1, ep = 1; };  // ranks and pp 0: the planner's choice
+
+void check_range(std::string_view option, int64_t value, int64_t least, int64_t most) {
+  if (value < least || value > most) {
+    bad_input(std::string(option), "is " + std::to_string(value) + " (must be " + std::to_string(least) + " to " + std::to_string(most) + ")");
+  }
+}
+
+Degrees resolve_degrees(const PlaceOptions& place, bool on_cpu) {
+  for (const auto& [option, value] : {std::pair{"--ranks", place.ranks}, {"--pp", place.pp}, {"--tp", place.tp}, {"--ep", place.ep}}) {
+    check_range(option, value, 0, kMostRanks);
+  }
+  Degrees degrees{place.ranks, place.pp, std::max(place.tp, 1), std::max(place.ep, 1)};
+  const int group = degrees.tp * degrees.ep;
+  if (degrees.ranks == 0 && degrees.pp == 0 && on_cpu) degrees.pp = 1;
+  if (degrees.ranks == 0) degrees.ranks = degrees.pp * group;  // 0 stays 0
+  if (degrees.pp == 0 && degrees.ranks > 0) {
+    if (degrees.ranks % group != 0) {
+      bad_input("--ranks", "is " + std::to_string(degrees.ranks) + " (must be a multiple of tp x ep, " + std::to_string(group) + ")");
+    }
+    degrees.pp = degrees.ranks / group;
+  }
+  if (degrees.ranks != degrees.pp * group) {
+    bad_input("--ranks", "is " + std::to_string(degrees.ranks) + " (pp x ep x tp is " + std::to_string(degrees.pp) + " x " + std::to_string(degrees.ep) +
+                             " x " + std::to_string(degrees.tp) + " = " + std::to_string(degrees.pp * group) + ")");
+  }
+  return degrees;
+}
+
+// --max-memory alone may name the devices to plan for; what it says about "cpu" leaves this machine's CPUs in place.
+bool names_other_devices(const std::string& max_memory) {
+  size_t begin = 0;
+  while (begin < max_memory.size()) {
+    const size_t end = std::min(max_memory.find(',', begin), max_memory.size());
+    if (!std::string_view(max_memory).substr(begin, end - begin).starts_with("cpu")) return true;
+    begin = end + 1;
+  }
+  return false;
+}
+
+bool plans_given_devices(const PlanRequest& request) {
+  return !request.budget.gpus.empty() || !request.budget.cluster.empty() || names_other_devices(request.budget.max_memory);
+}
+
+Cluster cluster_for(const PlanRequest& request, const Degrees& degrees) {
+  const BudgetOptions& budget = request.budget;
+  Cluster cluster;
+  if (!budget.gpus.empty() && !budget.cluster.empty()) bad_input("--gpus", "is given together with --cluster (one of them says which devices there are)");
+  if (!budget.cluster.empty()) {
+    cluster = cluster_from_json(read_json_object(budget.cluster), budget.cluster);
+  } else if (!budget.gpus.empty()) {
+    cluster = cluster_from_gpus(budget.gpus);
+  } else if (!plans_given_devices(request)) {
+    if (request.place.device.starts_with("cuda")) {
+      bad_input("--device", "is " + request.place.device + ", but this build runs on CPUs (say which GPUs with --gpus, --cluster or --max-memory)");
+    }
+    if (request.place.device != "cpu" && request.place.device != "auto") {
+      bad_input("--device", "is " + request.place.device + " (must be cpu, cuda or auto)");
+    }
+    cluster = local_cpus(degrees.ranks, request.place.threads);
+  }
+  if (!budget.max_memory.empty()) apply_max_memory(cluster, budget.max_memory);
+  for (Device& device : cluster.devices) {
+    if (!budget.reserve.empty()) {
+      device.reserve_bytes = parse_bytes(budget.reserve, "--reserve");
+    } else if (device.reserve_bytes == 0) {
+      device.reserve_bytes = std::max(kLeastReserve, device.total_bytes / 50);
+    }
+  }
+  return cluster;
+}
+
+Workload workload_for(const PlanRequest& request, int32_t model_context) {
+  const SizeOptions& size = request.size;
+  Workload workload;
+  check_range("--context", size.context, 0, model_context);
+  check_range("--max-batch", size.max_batch, 0, 4096);
+  check_range("--chunk", size.chunk, 1, 65536);
+  check_range("--page", size.page, 1, 4096);
+  workload.context = size.context > 0 ? size.context : std::min(model_context, 4096);
+  workload.batch = size.max_batch > 0 ? size.max_batch : request.default_batch;
+  workload.chunk = size.chunk;
+  workload.page_tokens = size.page;
+  return workload;
+}
+
+Plan plan_from_file(const Blueprint& blueprint, const PlanRequest& request) {
+  const std::string& file = request.place.plan_file;
+  Plan plan = plan_from_json(read_json_object(file, kPlanLimit), file);
+  const auto same = [&file](const std::string& field, const std::string& planned, const std::string& asked, const std::string& advice) {
+    if (planned != asked) bad_input(file + ": " + field, "is " + planned + ", but " + asked + " is asked for (" + advice + ")");
+  };
+  if (plan.digest != blueprint.checkpoint.digest) {
+    bad_input(file + ": model.digest", "is of another model (" + blueprint.checkpoint.path + " is not what was planned: plan it again)");
+  }
+  same("model.format", plan.format, blueprint.formats.label, "give the --format that was planned, or plan again");
+  same("workload.kv_dtype", plan.kv_dtype, std::string(name(blueprint.arithmetic.kv)), "give the --kv-dtype that was planned, or plan again");
+  const auto same_number = [&same](const char* field, const char* option, int64_t planned, int64_t asked) {
+    if (asked > 0) same(field, std::to_string(planned), std::to_string(asked), std::string("leave ") + option + " to the plan, or plan again");
+  };
+  same_number("workload.context", "--context", plan.workload.context, request.size.context);
+  same_number("workload.batch", "--max-batch", plan.workload.batch, request.size.max_batch);
+  same_number("stages", "--pp", plan.mesh.pp, request.place.pp);
+  same_number("stages", "--tp", plan.mesh.tp, request.place.tp);
+  same_number("stages", "--ep", plan.mesh.ep, request.place.ep);
+  same_number("devices", "--ranks", plan.mesh.size(), request.place.ranks);
+  return plan;
+}
+
+}  // namespace
+
+Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend) {
+  if (!request.place.plan_file.empty()) return plan_from_file(blueprint, request);
+  const Degrees degrees = resolve_degrees(request.place, !plans_given_devices(request));
+  const Cluster cluster = cluster_for(request, degrees);
+  const Workload workload = workload_for(request, blueprint.model->shape.context);
+  const bool on_cpu = std::all_of(cluster.devices.begin(), cluster.devices.end(), [](const Device& device) { return device.is_cpu; });
+  const GpuSizes gpu(backend);
+  const Mesh group{.pp = 1, .ep = degrees.ep, .tp = degrees.tp};
+  const Profile profile = make_profile(blueprint, group, workload, request.all_logits, on_cpu ? backend : gpu);
+  return plan(profile, cluster, workload, parse_objective(request.budget.objective), Placement{.pp = degrees.pp});
+}
+
+void require_fits(const Plan& plan) {
+  if (plan.verdict != Verdict::no) return;
+  bad_input(plan.model_name, "does not fit: " + (plan.reason.empty() ? "no device has room for it" : plan.reason));
+}
+
+}  // namespace tandem

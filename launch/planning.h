@@ -1,0 +1,26 @@
+// From options to a plan: resolves what the user left open (degrees, cluster, reserve, context), profiles the model and places it. The
+// one place for it, so that `plan` shows what the other commands run. Reads the files that options name; any thread.
+#pragma once
+#include "launch/options.h"
+#include "runtime/model/blueprint.h"
+#include "sharding/plan.h"
+
+namespace tandem {
+
+struct PlanRequest {
+  PlaceOptions place;
+  SizeOptions size;
+  BudgetOptions budget;
+  int default_batch = 1;    // where --max-batch is not given
+  bool all_logits = false;  // every row of a chunk may ask for its logits
+};
+
+// With --plan: that file, checked against the model (digest, format, types) and against what else was asked.
+// `backend` tells sizes; devices that are no CPUs are sized as gpu_sizes.h says, on top of it.
+// Errors: Code::invalid_argument naming the option or the file. A model that does not fit is no error: Verdict::no.
+Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend);
+
+// Errors: Code::invalid_argument with the first thing that does not fit. A tight plan passes.
+void require_fits(const Plan& plan);
+
+}  // namespace tandem
