@@ -65,6 +65,7 @@ std::optional<int64_t> as_integer(const json& value) {
 
 json parse_json(std::string_view text, const std::string& where) {
   if (depth(text) > kMaxJsonDepth) bad_input(where, "JSON values are nested deeper than " + std::to_string(kMaxJsonDepth));
+  if (text.find('\0') != std::string_view::npos) bad_input(where, "the JSON text has a NUL byte (the parser would stop there)");
   try {
     return json::parse(text);
   } catch (const json::parse_error& error) {

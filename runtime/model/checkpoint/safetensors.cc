@@ -307,6 +307,11 @@ class Index final : public Events {
   std::string name_;
 };
 
+void parse(std::string_view text, Events& events, const std::string& where) {
+  if (text.find('\0') != std::string_view::npos) bad_input(where, "the JSON text has a NUL byte (the parser would stop there)");
+  json::sax_parse(text.begin(), text.end(), &events);
+}
+
 std::unique_ptr<FileTensors> open_shards(const std::string& directory, const std::string& index_path) {
   const auto weight_map = parse_safetensors_index(read_text(index_path), index_path);
   std::set<std::string> names;
@@ -360,7 +365,7 @@ std::vector<TensorInfo> read_safetensors_header(const Storage& file, uint32_t in
   const uint64_t data_begin = sizeof length + header_bytes, data_bytes = file.size() - data_begin;
   std::vector<TensorInfo> tensors;
   Header events(where, index, data_begin, data_bytes, tensors);
-  json::sax_parse(text, &events);
+  parse(text, events, where);
 
   std::sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
     return std::pair(a.offset, a.offset + a.bytes) < std::pair(b.offset, b.offset + b.bytes);
@@ -382,7 +387,7 @@ std::vector<TensorInfo> read_safetensors_header(const Storage& file, uint32_t in
 std::vector<std::pair<std::string, std::string>> parse_safetensors_index(std::string_view text, const std::string& where) {
   std::vector<std::pair<std::string, std::string>> weight_map;
   Index events(where, weight_map);
-  json::sax_parse(text.begin(), text.end(), &events);
+  parse(text, events, where);
   if (!events.found()) bad_input(where, "has no weight_map");
   if (weight_map.empty()) bad_input(where, "has an empty weight_map");
   std::set<std::string_view> names;
