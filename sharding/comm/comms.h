@@ -2,6 +2,8 @@
 #pragma once
 #include <chrono>
 #include <memory>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/base/peer_group.h"
@@ -9,6 +11,13 @@
 #include "sharding/mesh.h"
 
 namespace tandem {
+
+// THE list (comms.cc). Each passes tests/sharding/comm/communicator_test.cc.
+struct Transport {
+  std::string_view name;
+  bool between_processes;
+};
+std::span<const Transport> transports();
 
 // `size` communicators of one process: element i belongs to the thread that is rank i.
 std::vector<std::unique_ptr<Communicator>> make_inproc(int size);
@@ -18,6 +27,7 @@ bool under_mpirun();      // by the launcher's environment, without initialising
 MpiWorld init_mpi();
 void finalize_mpi();      // orderly end; never after an abort
 [[noreturn]] void abort_mpi(int exit_code);  // ends the whole job at once
+// Called the same number of times by all ranks. Its destructor waits up to two seconds for what it has sent.
 std::unique_ptr<Communicator> make_mpi();
 // Every wait of `inner` ends at the deadline with Code::deadline_exceeded, after which the communicator is aborted for good.
 std::unique_ptr<Communicator> make_guarded(std::unique_ptr<Communicator> inner, std::chrono::milliseconds deadline);

@@ -22,7 +22,8 @@ class Mailbox {
   virtual bool ready() = 0;  // a posted step has arrived and was not asked for yet: wait() for it would not block
 };
 
-// Over messages: between processes, hosts or threads. With one stage it is a local queue and sends nothing.
+// Over messages: between processes, hosts or threads. Every member of the last stage may post, the leader's counts. The leader's own
+// mail (with one stage) is a local queue; a lone rank sends nothing.
 std::unique_ptr<Mailbox> make_mailbox(Communicator& communicator, const Mesh& mesh);
 
 }  // namespace tandem
