@@ -80,8 +80,8 @@ class Reader {
 };
 
 // Fewest bytes that an element takes on the wire, per list.
-constexpr size_t kLeastAdmission = 5 * 4 + (4 + 4 + 3 * 4 + 3 * 4 + 8 + 4) + 2 * 4, kLeastGrant = 3 * 4, kLeastCopy = 3 * 4, kLeastRow = 2 * 4 + 1,
-                 kLeastToken = 5 * 4, kLeastTop = 2 * 4, kLeastLogits = 5 * 4;
+constexpr size_t kLeastAdmission = 5 * 4 + (4 + 4 + 3 * 4 + 3 * 4 + 8 + 4) + 2 * 4, kLeastGrant = 3 * 4, kLeastCopy = 3 * 4,
+                 kLeastRow = 2 * 4 + 1, kLeastToken = 5 * 4, kLeastTop = 2 * 4, kLeastLogits = 5 * 4;
 
 void write(Writer& w, const Sampling& s) {
   w.value(s.temperature);

@@ -11,6 +11,7 @@
 #include "kernels/base/error.h"
 #include "kernels/program/backend.h"
 #include "runtime/model/step.h"
+#include "runtime/serving/engine_options.h"
 
 namespace tandem {
 
@@ -31,8 +32,12 @@ struct Request {
   int32_t priority = 0;              // higher first
   std::optional<Clock::time_point> deadline;
   bool all_logits = false;           // logits of every prompt row instead of a generation (logits, perplexity)
-  bool cache_prefix = true;
+  bool cache_prefix = true;          // may use pages that earlier requests left, and leave its own
+  uint64_t cache_salt = 0;           // only requests with the same salt share pages
 };
+
+// Errors: invalid_argument with the field's name in `where`, for anything the engine or a worker could not carry out.
+void validate(const Request& request, const EngineOptions& options);
 
 enum class FinishReason : uint8_t { none, stop, length, stop_string, cancelled };
 std::string_view name(FinishReason reason);  // "stop", "length", "stop_string", "cancelled"
@@ -46,6 +51,8 @@ struct RequestEvent {
   FinishReason finish = FinishReason::none;
   int32_t matched_id = -1;           // the stop id
   std::optional<Error> error;        // terminal: the stream failed
+  // Of the terminal event. completion_tokens: how many of the tokens pushed count (a stop string ends before the last of them);
+  // cached_tokens: prompt tokens that were not computed again.
   int32_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0;
   Timings timings;                   // filled with the terminal event
 };
