@@ -2,6 +2,7 @@
 // threads and by the local `generate`. Borrows; immutable once handed out, thread-safe.
 #pragma once
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@ class ChatTemplate;
 struct TextSide {
   const Tokenizer* tokenizer = nullptr;  // null: ids only
   const ChatTemplate* chat = nullptr;    // null: no chats
+  const nlohmann::ordered_json* chat_variables = nullptr;  // bos_token, ... for the template; null: none
   std::vector<int32_t> stop_ids;         // the model's end tokens
   Sampling defaults;                     // generation_config.json's (temperature 0 unless do_sample); its seed is not read
   int32_t vocab = 0;                     // width of the model's output

@@ -1,0 +1,9 @@
+// gRPC's own log goes to spdlog's default logger: its errors as warnings, the rest as debug. Called by whatever starts using gRPC; the
+// first call counts. Private to rpc.
+#pragma once
+
+namespace tandem {
+
+void prepare_grpc();
+
+}  // namespace tandem

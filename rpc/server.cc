@@ -1,0 +1,121 @@
+#include "rpc/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
+#include <grpcpp/impl/service_type.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "rpc/grpc_log.h"
+#include "rpc/health_service.h"
+#include "rpc/listen_address.h"
+#include "rpc/service_core.h"
+
+namespace tandem {
+namespace {
+
+// Reflection for this server alone: the usual call switches it on for every server of the process.
+class WithReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+  }
+};
+
+constexpr const char* kServices[] = {"tandem.v1.Inference", "tandem.v1.Control", "grpc.health.v1.Health",
+                                     "grpc.reflection.v1alpha.ServerReflection"};
+
+void set_limits(grpc::ServerBuilder& builder, const ServerOptions& options, int context) {
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_concurrent_streams);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 << 10);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 300000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
+  builder.SetMaxReceiveMessageSize((1 << 20) + 32 * context);  // a prompt that fills the context, as text or ids, with room
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);  // reflection only
+  builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
+}
+
+}  // namespace
+
+struct Server::Core {
+  Core(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info) : shared(std::move(options), engine, text, std::move(info)) {}
+
+  void set_all(bool serving) {
+    health.set("", serving);
+    for (const char* name : kServices) health.set(name, serving);
+    health.set("model/" + shared.text.model, serving);
+    for (int rank = 0; rank < shared.options.ranks; ++rank) set_stage(rank, serving);
+  }
+  void set_stage(int rank, bool serving) { health.set("stage/" + std::to_string(rank), serving); }
+
+  ServiceCore shared;
+  HealthService health;
+  std::unique_ptr<grpc::Service> inference, control;
+  std::unique_ptr<grpc::Server> server;
+  std::string address;
+  int port = 0;
+  std::mutex stopping;
+};
+
+Server::Server(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info) {
+  prepare_grpc();
+  check_listen_address(options.listen, "--listen");
+  core_ = std::make_unique<Core>(std::move(options), engine, text, std::move(info));
+  Core& core = *core_;
+  core.health.set("liveness", true);
+  core.set_all(false);
+  core.inference = make_inference_service(core.shared);
+  core.control = make_control_service(core.shared);
+
+  grpc::ServerBuilder builder;
+  builder.SetOption(std::make_unique<WithReflection>());
+  set_limits(builder, core.shared.options, text.context);
+  builder.AddListeningPort(core.shared.options.listen, grpc::InsecureServerCredentials(), &core.port);
+  builder.RegisterService(core.inference.get());
+  builder.RegisterService(core.control.get());
+  builder.RegisterService(core.health.service());
+  core.server = builder.BuildAndStart();
+  if (core.server == nullptr || core.port == 0) {
+    fail(Code::failed_precondition, "--listen", "cannot listen on " + core.shared.options.listen + " (another address or port)");
+  }
+  core.address = split_address(core.shared.options.listen, "--listen").host + ":" + std::to_string(core.port);
+}
+
+Server::~Server() { stop(0); }
+
+std::string Server::address() const { return core_->address; }
+int Server::port() const { return core_->port; }
+
+void Server::follow(EngineState state) { core_->set_all(state == EngineState::serving && !core_->shared.draining); }
+void Server::set_stage(int rank, bool serving) { core_->set_stage(rank, serving && !core_->shared.draining); }
+
+void Server::stop(double seconds) {
+  Core& core = *core_;
+  const std::lock_guard lock(core.stopping);
+  if (core.server == nullptr) return;
+  core.shared.draining = true;
+  core.set_all(false);
+  const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
+  while (core.shared.open_calls > 0 && Clock::now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  core.health.shutdown();
+  // What is left is cancelled after a moment, in which the last statuses go out.
+  core.server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(core.shared.open_calls > 0 ? 0 : 200));
+  core.server.reset();
+  core.shared.threads.stop();
+}
+
+uint64_t Server::slow_readers() const { return core_->shared.slow_readers; }
+int Server::open_calls() const { return core_->shared.open_calls; }
+
+}  // namespace tandem
