@@ -1,0 +1,94 @@
+#include "launch/local_group.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <mutex>
+
+#include "kernels/cpu/backend.h"
+#include "sharding/comm/comms.h"
+
+namespace tandem {
+namespace {
+
+class LocalGroup final : public WorkerGroup {
+ public:
+  explicit LocalGroup(GroupSettings settings) : settings_(std::move(settings)) {}
+  ~LocalGroup() override { stop(); }
+
+  void start(uint32_t epoch, GroupEvents events) override {
+    stop();
+    const int ranks = settings_.plan->mesh.size();
+    auto state = std::make_shared<Epoch>();
+    state->number = epoch;
+    state->events = std::move(events);
+    state->loading = ranks;
+    std::vector<std::unique_ptr<Communicator>> communicators;
+    if (ranks > 1) communicators = make_inproc(ranks);
+    for (int rank = 0; rank < ranks; ++rank) {
+      std::shared_ptr<std::unique_ptr<Communicator>> mine;
+      if (ranks > 1) mine = std::make_shared<std::unique_ptr<Communicator>>(std::move(communicators[static_cast<size_t>(rank)]));
+      WorkerCallbacks callbacks;
+      callbacks.ready = [this, state] {
+        if (--state->loading == 0) state->events.ready(state->number, ranks_of());
+      };
+      callbacks.result = [state](StepResult result) { state->events.result(std::move(result)); };
+      callbacks.failed = [state](Error error) {
+        if (!state->over.exchange(true)) state->events.lost(state->number, std::move(error));
+      };
+      std::function<std::unique_ptr<Communicator>()> communicator;
+      if (mine) communicator = [mine] { return std::move(*mine); };
+      workers_.push_back(make_local_worker(worker_settings(settings_, rank, communicator), std::move(callbacks)));
+    }
+  }
+
+  void submit(StepBytes step) override {
+    for (auto& worker : workers_) worker->submit(step);
+  }
+  void stop() override { workers_.clear(); }
+  bool restartable() const override { return true; }
+
+ private:
+  struct Epoch {
+    uint32_t number = 0;
+    GroupEvents events;
+    std::atomic<int> loading{0};
+    std::atomic<bool> over{false};
+  };
+
+  std::vector<RankInfo> ranks_of() const {
+    std::vector<RankInfo> ranks;
+    const Plan& plan = *settings_.plan;
+    for (int rank = 0; rank < plan.mesh.size(); ++rank) {
+      const PlanStage& stage = plan.stages[static_cast<size_t>(plan.mesh.stage(rank))];
+      ranks.push_back({rank, static_cast<int>(getpid()), "", plan.devices[static_cast<size_t>(rank)].id, stage.first_layer, stage.last_layer});
+    }
+    return ranks;
+  }
+
+  GroupSettings settings_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+}  // namespace
+
+WorkerSettings worker_settings(const GroupSettings& settings, int rank, std::function<std::unique_ptr<Communicator>()> communicator) {
+  WorkerSettings worker;
+  worker.blueprint = settings.blueprint;
+  worker.plan = settings.plan;
+  worker.rank = rank;
+  worker.all_logits = settings.all_logits;
+  worker.check_digests = settings.check_digests;
+  worker.backend = [threads = settings.threads] { return cpu::make_cpu_backend(threads); };
+  if (communicator) {
+    worker.communicator = [communicator, wait = settings.wait_seconds] {
+      return make_guarded(communicator(), std::chrono::milliseconds(static_cast<int64_t>(wait * 1000)));
+    };
+  }
+  if (settings.progress) worker.progress = settings.progress(rank);
+  return worker;
+}
+
+std::unique_ptr<WorkerGroup> make_local_group(GroupSettings settings) { return std::make_unique<LocalGroup>(std::move(settings)); }
+
+}  // namespace tandem

@@ -1,0 +1,155 @@
+#include "launch/wiring.h"
+
+#include <algorithm>
+#include <future>
+
+#include "kernels/cpu/backend.h"
+#include "launch/local_group.h"
+#include "launch/mpirun.h"
+#include "launch/progress.h"
+#include "launch/signals.h"
+#include "launch/topology.h"
+#include "launch/worker_process.h"
+#include "rpc/slow_factor.h"
+
+namespace tandem {
+
+std::string compute_label(const Blueprint& blueprint) {
+  if (!blueprint.arithmetic.automatic) return std::string(name(blueprint.arithmetic.compute));
+  for (WeightId id = 0; id < blueprint.model->weights.size(); ++id) {
+    const Role role = blueprint.model->weights[id].role;
+    const bool product = role == Role::linear || role == Role::head;
+    const Format& format = *blueprint.formats.held[static_cast<size_t>(id)];
+    if (product && format.name().starts_with("q")) return "int8";
+  }
+  return std::string(name(blueprint.arithmetic.compute));
+}
+
+std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, ThisJob& job) {
+  std::unique_ptr<Deployment> d(new Deployment);
+  d->started_ = Clock::now();
+  const bool in_job = job.communicator != nullptr;
+  if (options.model.model.empty()) bad_input("MODEL", "is missing");
+  if (options.plan.place.device == "cuda" || options.plan.place.device.starts_with("cuda:")) {
+    bad_input("--device", "is " + options.plan.place.device + ", which this build does not have (use cpu)");
+  }
+  d->blueprint = make_blueprint(options.model.model, {options.model.format, options.model.double_quant}, arithmetic_of(options.model, false));
+  if (!d->blueprint.checkpoint.tensors) bad_input(options.model.model, "holds no weights (a directory with safetensors or a .gguf file is needed to run)");
+  if (!d->blueprint.model->runs()) {
+    fail(Code::failed_precondition, options.model.model, "is of family " + std::string(d->blueprint.model->family()) + ", which can be planned but not run");
+  }
+  PlanRequest request = options.plan;
+  if (in_job) {
+    if (request.place.ranks != 0 && request.place.ranks != job.world.size) {
+      bad_input("--ranks", "is " + std::to_string(request.place.ranks) + " (mpirun started " + std::to_string(job.world.size) + ")");
+    }
+    request.place.ranks = job.world.size;
+  }
+  d->backend = cpu::make_cpu_backend(1);
+  d->plan = plan_for(d->blueprint, request, *d->backend);
+  require_fits(d->plan);
+  d->compute = compute_label(d->blueprint);
+  const int ranks = d->plan.mesh.size();
+
+  if (in_job || (options.ranks == RanksAre::processes && ranks > 1)) {
+    WorkerTerms terms{options.model, request.place.threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor};
+    ControlGroupSettings settings;
+    settings.plan = to_json(d->plan).dump();
+    settings.options = to_json(terms);
+    settings.ranks = ranks;
+    settings.listen = options.control_listen;
+    settings.lease_seconds = options.lease_seconds;
+    std::unique_ptr<Launcher> launcher;
+    if (in_job) {
+      launcher = make_job_launcher(std::move(job));
+    } else {
+      launcher = make_mpirun_launcher({options.hosts, options.log_level, options.log_level == "debug"});
+    }
+    d->group = make_control_group(std::move(settings), std::move(launcher));
+  } else {
+    GroupSettings settings;
+    settings.blueprint = &d->blueprint;
+    settings.plan = &d->plan;
+    settings.all_logits = request.all_logits;
+    settings.check_digests = options.check_digests;
+    settings.threads = threads_for(request.place.threads, ranks);
+    settings.wait_seconds = 3 * options.step_deadline_seconds * kSlowFactor;
+    auto bars = std::make_shared<Progress>("loading", ranks);
+    settings.progress = [bars](int rank) -> LoadListener {
+      return [lane = bars->lane(rank)](const LoadProgress& done) { lane(done.done_bytes, done.total_bytes); };
+    };
+    d->group = make_local_group(settings);
+  }
+  d->restartable = d->group->restartable();
+
+  EngineOptions engine;
+  engine.max_batch = d->plan.workload.batch;
+  engine.chunk = d->plan.workload.chunk;
+  engine.decode_chunk = std::min(engine.decode_chunk, engine.chunk);
+  engine.max_queue = request.size.max_queue;
+  engine.page_tokens = d->plan.workload.page_tokens;
+  engine.context = d->plan.workload.context;
+  engine.groups = d->plan.mesh.pp;
+  engine.kv_pages = d->plan.kv_pages;
+  for (const KvGroup& group : d->blueprint.model->kv_groups) engine.kv_windows.push_back(static_cast<int32_t>(group.window));
+  engine.vocab = static_cast<int32_t>(d->blueprint.model->shape.vocab);
+  engine.prefix_cache = options.prefix_cache;
+  engine.step_deadline_seconds = options.step_deadline_seconds * kSlowFactor;
+  engine.check_digests = options.check_digests;
+  d->engine = std::make_unique<Engine>(engine, *d->group);
+  d->engine->start();  // the ranks load while the tokenizer is read
+  d->text = options.needs_text ? open_text(d->blueprint) : std::make_unique<OpenText>();
+  TextSide& side = d->text->side;
+  side.vocab = engine.vocab;
+  side.context = engine.context;
+  side.model = d->blueprint.checkpoint.name;
+  side.compute = d->compute;
+  side.family = d->blueprint.model->family();
+  side.format = d->blueprint.formats.label;
+  side.kv_dtype = name(d->blueprint.arithmetic.kv);
+  side.digest = d->blueprint.checkpoint.digest;
+  side.layers = d->blueprint.model->shape.layers;
+  side.max_batch = engine.max_batch;
+  return d;
+}
+
+Deployment::~Deployment() {
+  engine.reset();
+  group.reset();
+}
+
+void Deployment::wait_ready() {
+  while (!engine->wait_for(EngineState::serving, std::chrono::milliseconds(100))) {
+    const EngineState state = engine->state();
+    if (state != EngineState::loading && (state != EngineState::lost || !restartable)) break;
+    // A first epoch that fails is not tried again: what is wrong is told instead.
+    if (const std::optional<Error> error = engine->last_error()) throw *error;
+  }
+  if (engine->state() != EngineState::serving) throw engine->last_error().value_or(Error(Code::unavailable, "ranks", "ended while loading"));
+  load_seconds = std::chrono::duration<double>(Clock::now() - started_).count();
+}
+
+int run_on_ranks(const std::function<int(ThisJob& job)>& coordinator) {
+  ThisJob job;
+  if (!under_mpirun()) return coordinator(job);
+  job = join_job();
+  if (job.world.rank > 0) {
+    const int code = work_in_job(std::move(job));
+    finalize_mpi();
+    return code;
+  }
+  try {
+    const int code = coordinator(job);
+    finalize_mpi();
+    return code;
+  } catch (...) {
+    if (job.communicator) {  // the others still wait for the first word
+      dismiss_job(job, 0);
+      job.communicator.reset();
+      finalize_mpi();
+    }
+    throw;
+  }
+}
+
+}  // namespace tandem

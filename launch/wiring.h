@@ -1,0 +1,61 @@
+// Puts the concrete pieces together: a model opened, planned, its ranks started, an engine over them. The one place where classes are
+// chosen. Used by every command that runs a model.
+#pragma once
+#include <memory>
+
+#include "launch/options.h"
+#include "launch/planning.h"
+#include "launch/text.h"
+#include "launch/this_job.h"
+#include "runtime/serving/engine.h"
+
+namespace tandem {
+
+enum class RanksAre : uint8_t { threads, processes };  // what --ranks N means to the command (under mpirun: the job's processes)
+
+struct DeployOptions {
+  ModelOptions model;
+  PlanRequest plan;
+  RanksAre ranks = RanksAre::threads;
+  bool needs_text = true;          // false: no tokenizer is opened
+  bool check_digests = false;
+  bool prefix_cache = true;
+  std::string hosts, log_level;    // of worker processes
+  std::string control_listen = "127.0.0.1:0";
+  double lease_seconds = 1, step_deadline_seconds = 10;
+};
+
+// Owns everything between a prompt and its tokens, on the coordinator.
+class Deployment {
+ public:
+  // Starts loading; returns once the plan is made and the ranks are on their way. `job`: the MPI job that this process leads, empty
+  // outside of one; it is moved from when its ranks are started. Errors: Code::invalid_argument and others, nothing half-started.
+  static std::unique_ptr<Deployment> start(const DeployOptions& options, ThisJob& job);
+  ~Deployment();
+
+  // Blocks until the model can answer. Errors: why the ranks could not be started.
+  void wait_ready();
+
+  Blueprint blueprint;
+  Plan plan;
+  std::unique_ptr<Backend> backend;    // sizes only; computes nothing
+  std::unique_ptr<OpenText> text;
+  std::unique_ptr<WorkerGroup> group;
+  std::unique_ptr<Engine> engine;
+  std::string compute;                 // as reported: "fp32", "int8", ...
+  bool restartable = false;
+  double load_seconds = 0;
+
+ private:
+  Deployment() = default;
+  Clock::time_point started_;
+};
+
+// Runs a command's coordinator part here, or, on the other ranks of an MPI job, the worker's; returns the exit code. Errors of the
+// coordinator end the other ranks in order.
+int run_on_ranks(const std::function<int(ThisJob& job)>& coordinator);
+
+// "int8" when any product of this model takes int8 activations, else the compute type's name.
+std::string compute_label(const Blueprint& blueprint);
+
+}  // namespace tandem
