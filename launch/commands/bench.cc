@@ -1,0 +1,213 @@
+// tandem bench: speed of this model on these devices, beside a ceiling that is measured in the same run.
+#include <algorithm>
+#include <cstdio>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "kernels/base/error.h"
+#include "launch/ask_engine.h"
+#include "launch/bandwidth.h"
+#include "launch/commands/commands.h"
+#include "launch/topology.h"
+
+namespace tandem {
+namespace {
+
+struct Options {
+  DeployOptions deploy;
+  std::string cases = "load,ttft,prefill/512,decode/b1/c128";
+  int32_t tokens = 128, repeat = 3;
+  bool json = false;
+};
+
+struct Figure {
+  std::string name, unit;
+  std::vector<double> values;
+  double ceiling = 0;  // in the same unit, 0: none
+};
+
+std::vector<int32_t> some_ids(int32_t count, int64_t vocab, uint32_t seed) {
+  std::vector<int32_t> ids;
+  uint32_t state = seed * 2654435761u + 12345;
+  for (int32_t i = 0; i < count; ++i) {
+    state = state * 1664525u + 1013904223u;
+    ids.push_back(static_cast<int32_t>((state >> 8) % static_cast<uint64_t>(std::min<int64_t>(vocab, 10000))));
+  }
+  return ids;
+}
+
+Ask ask_for(std::vector<int32_t> ids, int32_t tokens) {
+  Ask ask;
+  ask.input = std::move(ids);
+  ask.temperature = 0;
+  ask.max_tokens = tokens;
+  ask.ignore_eos = true;
+  return ask;
+}
+
+// Numbers after the letters of "decode/b8/c128".
+int32_t number_after(const std::string& part, const std::string& prefix, const std::string& whole) {
+  size_t used = 0;
+  int value = 0;
+  try {
+    value = std::stoi(part.substr(prefix.size()), &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  if (!part.starts_with(prefix) || used == 0 || used != part.size() - prefix.size() || value < 1) {
+    bad_input("--cases", "holds " + whole + " (known: load, ttft, prefill/512, decode/b1/c128)");
+  }
+  return value;
+}
+
+class Bench {
+ public:
+  Bench(Deployment& deployment, const Options& options) : d_(deployment), o_(options) {}
+
+  Figure decode(const std::string& name, int32_t batch, int32_t context) {
+    Figure figure{name, "tok/s", {}, 0};
+    for (int32_t run = 0; run < o_.repeat + 1; ++run) {
+      std::mutex mutex;
+      double longest = 0, tokens = 0;
+      std::exception_ptr failure;
+      std::vector<std::thread> askers;
+      for (int32_t i = 0; i < batch; ++i) {
+        askers.emplace_back([&, i] {
+          try {
+            const Ask ask = ask_for(some_ids(context, vocab(), next_seed()), o_.tokens);
+            const LocalAnswer answer = ask_engine(d_, ask, {});
+            std::lock_guard lock(mutex);
+            longest = std::max(longest, answer.decode_seconds);
+            tokens += static_cast<double>(answer.all.token_ids.size()) - 1;
+          } catch (...) {
+            std::lock_guard lock(mutex);
+            failure = std::current_exception();
+          }
+          (void)i;
+        });
+      }
+      for (std::thread& asker : askers) asker.join();
+      if (failure) std::rethrow_exception(failure);
+      if (run > 0 && longest > 0) figure.values.push_back(tokens / longest);  // the first run warms up
+    }
+    return figure;
+  }
+
+  Figure prefill(const std::string& name, int32_t tokens) {
+    Figure figure{name, "tok/s", {}, 0};
+    for (int32_t run = 0; run < o_.repeat + 1; ++run) {
+      const LocalAnswer answer = ask_engine(d_, ask_for(some_ids(tokens, vocab(), next_seed()), 1), {});
+      if (run > 0) figure.values.push_back(static_cast<double>(tokens) / answer.ttft_seconds);
+    }
+    return figure;
+  }
+
+  Figure ttft() {
+    Figure figure{"ttft", "s", {}, 0};
+    for (int32_t run = 0; run < o_.repeat + 1; ++run) {
+      const LocalAnswer answer = ask_engine(d_, ask_for(some_ids(20, vocab(), next_seed()), 1), {});
+      if (run > 0) figure.values.push_back(answer.ttft_seconds);
+    }
+    return figure;
+  }
+
+ private:
+  int64_t vocab() const { return d_.blueprint.model->shape.vocab; }
+  uint32_t next_seed() { return ++seed_; }
+  Deployment& d_;
+  const Options& o_;
+  std::atomic<uint32_t> seed_{0};
+};
+
+int bench(Options& o, ThisJob& job) {
+  int32_t context = 0, batch = 1;
+  std::vector<std::string> cases;
+  std::stringstream list(o.cases);
+  for (std::string name; std::getline(list, name, ',');) {
+    cases.push_back(name);
+    if (name.starts_with("decode/")) {
+      const size_t slash = name.find('/', 7);
+      if (slash == std::string::npos) number_after(name, "decode/b1/c", name);
+      batch = std::max(batch, number_after(name.substr(7, slash - 7), "b", name));
+      context = std::max(context, number_after(name.substr(slash + 1), "c", name) + o.tokens);
+    } else if (name.starts_with("prefill/")) {
+      context = std::max(context, number_after(name.substr(8), "", name) + 1);
+    } else if (name == "load" || name == "ttft") {
+      context = std::max(context, 64);
+    } else {
+      number_after(name, "?", name);
+    }
+  }
+  if (o.deploy.plan.size.context == 0) o.deploy.plan.size.context = context;
+  if (o.deploy.plan.size.max_batch == 0) o.deploy.plan.size.max_batch = batch;
+  o.deploy.needs_text = false;
+  o.deploy.prefix_cache = false;
+  const auto deployment = Deployment::start(o.deploy, job);
+  deployment->wait_ready();
+  const int ranks = deployment->plan.mesh.size();
+  const int threads = threads_for(o.deploy.plan.place.threads, ranks) * ranks;
+  const double bandwidth = measure_read_bandwidth(std::min(threads, 64));
+  uint64_t read_bytes = 0;  // per decoded token: every resident weight but the embedding's rows
+  const Profile profile = make_profile(deployment->blueprint, {1, 1, 1}, deployment->plan.workload, false, *deployment->backend);
+  for (const Piece& piece : profile.layers) read_bytes += piece.read_bytes;
+  read_bytes += profile.tied ? profile.head.resident[0].sum() : profile.head.read_bytes;
+
+  Bench runner(*deployment, o);
+  OtherLoad others;
+  std::vector<Figure> figures;
+  for (const std::string& name : cases) {
+    if (name == "load") figures.push_back({"load", "s", {deployment->load_seconds}, 0});
+    if (name == "ttft") figures.push_back(runner.ttft());
+    if (name.starts_with("prefill/")) figures.push_back(runner.prefill(name, number_after(name.substr(8), "", name)));
+    if (name.starts_with("decode/")) {
+      const size_t slash = name.find('/', 7);
+      Figure figure = runner.decode(name, number_after(name.substr(7, slash - 7), "b", name), number_after(name.substr(slash + 1), "c", name));
+      if (name.starts_with("decode/b1/")) figure.ceiling = bandwidth / static_cast<double>(read_bytes);
+      figures.push_back(std::move(figure));
+    }
+  }
+  const double busy = others.cores();
+  if (!o.json) {
+    std::printf("%s  %s  compute %s  kv %s  %d rank%s  %d thread%s  memory reads %.1f GB/s  %.1f MB a token  others used %.2f cores\n", deployment->blueprint.checkpoint.name.c_str(),
+                deployment->blueprint.formats.label.c_str(), deployment->compute.c_str(), std::string(name(deployment->blueprint.arithmetic.kv)).c_str(), ranks,
+                ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", bandwidth / 1e9, static_cast<double>(read_bytes) / 1e6, busy);
+    std::printf("%-18s %10s %10s %10s  %-6s %s\n", "case", "median", "min", "max", "unit", "of the ceiling");
+  }
+  for (Figure& figure : figures) {
+    if (figure.values.empty()) continue;
+    std::sort(figure.values.begin(), figure.values.end());
+    const double median = figure.values[figure.values.size() / 2];
+    const double fraction = figure.ceiling > 0 ? median / figure.ceiling : 0;
+    if (o.json) {
+      std::printf("%s\n", nlohmann::ordered_json{{"case", figure.name}, {"value", median}, {"unit", figure.unit}, {"min", figure.values.front()}, {"max", figure.values.back()},
+                                                 {"ceiling", figure.ceiling}, {"fraction", fraction}, {"threads", threads}, {"compute", deployment->compute},
+                                                 {"format", deployment->blueprint.formats.label}, {"read_gb_per_second", bandwidth / 1e9}, {"other_cores", busy}}.dump().c_str());
+    } else {
+      std::printf("%-18s %10.3f %10.3f %10.3f  %-6s", figure.name.c_str(), median, figure.values.front(), figure.values.back(), figure.unit.c_str());
+      if (figure.ceiling > 0) std::printf(" %.0f %% of %.0f (%.1f GB/s)", 100 * fraction, figure.ceiling, median * static_cast<double>(read_bytes) / 1e9);
+      std::printf("\n");
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command add_bench(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("bench", "Speed of a model on these devices, beside the memory bandwidth measured in the same run");
+  add_options(*command, options->deploy.model);
+  command->add_option("--cases", options->cases, "load, ttft, prefill/TOKENS, decode/bBATCH/cCONTEXT")->capture_default_str();
+  command->add_option("--tokens", options->tokens, "tokens to decode")->capture_default_str()->check(CLI::Range(2, 100000));
+  command->add_option("--repeat", options->repeat, "runs of each case, after one to warm up")->capture_default_str()->check(CLI::Range(1, 1000));
+  add_options(*command, options->deploy.plan.place);
+  add_options(*command, options->deploy.plan.size);
+  add_options(*command, options->deploy.plan.budget);
+  command->add_flag("--json", options->json, "one object a line");
+  command->footer("Example: tandem bench SmolLM2.gguf --threads 1 --cases prefill/512,decode/b1/c128");
+  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return bench(*options, job); }); }};
+}
+
+}  // namespace tandem

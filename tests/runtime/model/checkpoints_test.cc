@@ -1,0 +1,63 @@
+// Whole tiny models against transformers' float32 run: logits within 1e-4 of the largest, greedy ids equal.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/support/npy.h"
+#include "tests/support/run_model.h"
+
+namespace tandem::testing {
+namespace {
+
+struct Case { std::string model, expected; };
+
+std::string fixture(const std::string& path) { return std::string(TANDEM_FIXTURES) + "/" + path; }
+
+nlohmann::json expected_of(const Case& c) {
+  std::ifstream file(fixture(c.expected + "/expected.json"));
+  return nlohmann::json::parse(file);
+}
+
+class Checkpoint : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Checkpoint, LogitsEqualTransformers) {
+  const nlohmann::json expected = expected_of(GetParam());
+  const Npy reference = read_npy(fixture(GetParam().expected + "/expected_logits.npy"));
+  float largest = 0;
+  for (float value : reference.values) largest = std::max(largest, std::abs(value));
+  for (int32_t chunk : {64, 7}) {
+    RunOptions options;
+    options.chunk = chunk;
+    const std::vector<float> logits = logits_of(fixture(GetParam().model), expected["prompt_ids"], options);
+    ASSERT_EQ(logits.size(), reference.values.size());
+    float worst = 0;
+    for (size_t i = 0; i < logits.size(); ++i) worst = std::max(worst, std::abs(logits[i] - reference.values[i]));
+    EXPECT_LE(worst, 1e-4f * largest) << "chunk " << chunk;
+  }
+}
+
+TEST_P(Checkpoint, GreedyIdsEqualTransformers) {
+  const nlohmann::json expected = expected_of(GetParam());
+  const std::vector<int32_t> ids = expected["greedy_ids"];
+  EXPECT_EQ(greedy_of(fixture(GetParam().model), expected["prompt_ids"], static_cast<int32_t>(ids.size())), ids);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
+                         ::testing::Values(Case{"llama-tiny", "llama-tiny"}, Case{"llama-tied", "llama-tied"}, Case{"mixtral-tiny", "mixtral-tiny"},
+                                           Case{"mixtral-top3", "mixtral-top3"}, Case{"rope/default", "rope/default"}, Case{"rope/linear", "rope/linear"},
+                                           Case{"rope/dynamic", "rope/dynamic"}, Case{"rope/yarn", "rope/yarn"}, Case{"rope/llama3", "rope/llama3"},
+                                           Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
+                                           Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
+                                           Case{"gguf/llama-k.gguf", "gguf/llama-k"}),
+                         [](const auto& info) {
+                           std::string name = info.param.model;
+                           for (char& c : name) {
+                             if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+                           }
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace tandem::testing
