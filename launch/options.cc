@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "kernels/base/error.h"
+#include "launch/help.h"
 #include "runtime/model/checkpoint/config.h"
 
 namespace tandem {
@@ -12,7 +13,7 @@ namespace tandem {
 void add_options(CLI::App& app, ModelOptions& o) {
   app.add_option("MODEL", o.model, "Hugging Face directory, .gguf file, config.json or preset:NAME")->required();
   app.add_option("--format", o.format, "format of the weights: keep, nf4, fp32, ...; per module: nf4,lm_head=bf16")->capture_default_str();
-  app.add_flag("--double-quant", o.double_quant, "nf4: quantize the scales too");
+  app.add_flag("--double-quant", o.double_quant, "nf4: quantize the scales too")->group(kMore);
   app.add_option("--compute", o.compute, "activations in a product: auto, fp32, bf16, fp16, int8")->capture_default_str();
   app.add_option("--kv-dtype", o.kv_dtype, "keys and values: auto, fp32, bf16, fp16")->capture_default_str();
 }
@@ -24,23 +25,23 @@ void add_options(CLI::App& app, PlaceOptions& o) {
   app.add_option("--tp", o.tp, "ranks that split every layer");
   app.add_option("--ep", o.ep, "ranks that split the experts");
   app.add_option("--threads", o.threads, "compute threads a rank (default: cores / ranks)");
-  app.add_option("--plan", o.plan_file, "run exactly this plan (JSON from `tandem plan -o`)");
+  app.add_option("--plan", o.plan_file, "run exactly this plan (JSON from `tandem plan -o`)")->group(kMore);
 }
 
 void add_options(CLI::App& app, SizeOptions& o) {
   app.add_option("--context", o.context, "tokens a sequence may have (default: the model's, at most 4096)");
   app.add_option("--max-batch", o.max_batch, "sequences at once");
-  app.add_option("--chunk", o.chunk, "prompt tokens a step")->capture_default_str();
-  app.add_option("--page", o.page, "tokens a page of the KV cache")->capture_default_str();
-  app.add_option("--max-queue", o.max_queue, "waiting requests before refusing")->capture_default_str();
+  app.add_option("--chunk", o.chunk, "prompt tokens a step")->capture_default_str()->group(kMore);
+  app.add_option("--page", o.page, "tokens a page of the KV cache")->capture_default_str()->group(kMore);
+  app.add_option("--max-queue", o.max_queue, "waiting requests before refusing")->capture_default_str()->group(kMore);
 }
 
 void add_options(CLI::App& app, BudgetOptions& o) {
-  app.add_option("--max-memory", o.max_memory, "bytes a device may use: 0=20GiB,1=10GiB,cpu=64GiB");
-  app.add_option("--gpus", o.gpus, "plan for these: 2xrtx3090,1xa4000");
-  app.add_option("--cluster", o.cluster, "devices and links as JSON");
-  app.add_option("--reserve", o.reserve, "bytes kept free on each device (default: max of 512MiB and 2 %)");
-  app.add_option("--objective", o.objective, "latency, throughput or capacity")->capture_default_str();
+  app.add_option("--max-memory", o.max_memory, "bytes a device may use: 0=20GiB,1=10GiB,cpu=64GiB")->group(kMore);
+  app.add_option("--gpus", o.gpus, "plan for these: 2xrtx3090,1xa4000")->group(kMore);
+  app.add_option("--cluster", o.cluster, "devices and links as JSON")->group(kMore);
+  app.add_option("--reserve", o.reserve, "bytes kept free on each device (default: max of 512MiB and 2 %)")->group(kMore);
+  app.add_option("--objective", o.objective, "latency, throughput or capacity")->capture_default_str()->group(kMore);
 }
 
 void add_options(CLI::App& app, PromptOptions& o) {
@@ -48,21 +49,24 @@ void add_options(CLI::App& app, PromptOptions& o) {
   app.add_option("--prompt-ids", o.prompt_ids, "token ids to continue, nothing added: 1,2,3");
   app.add_option("--chat", o.chat_file, "JSON file of messages: [{\"role\": \"user\", \"content\": \"...\"}]");
   app.add_option("--system", o.system, "system message; the prompt becomes a user message");
-  Ask& a = o.ask;
+  add_sampling_options(app, o.ask);
+}
+
+void add_sampling_options(CLI::App& app, Ask& a) {
   app.add_option("--temperature", a.temperature, "0 picks the likeliest token");
   app.add_option("--top-k", a.top_k, "keep the K likeliest tokens");
   app.add_option("--top-p", a.top_p, "keep the likeliest tokens of this total probability");
-  app.add_option("--min-p", a.min_p, "drop tokens below this share of the likeliest");
-  app.add_option("--typical-p", a.typical_p, "keep tokens of typical surprise of this total probability");
-  app.add_option("--repetition-penalty", a.repetition_penalty, "above 1: divides the logits of tokens seen");
-  app.add_option("--presence-penalty", a.presence_penalty, "subtracted from the logits of tokens generated");
-  app.add_option("--frequency-penalty", a.frequency_penalty, "subtracted once per occurrence");
+  app.add_option("--min-p", a.min_p, "drop tokens below this share of the likeliest")->group(kMore);
+  app.add_option("--typical-p", a.typical_p, "keep tokens of typical surprise of this total probability")->group(kMore);
+  app.add_option("--repetition-penalty", a.repetition_penalty, "above 1: divides the logits of tokens seen")->group(kMore);
+  app.add_option("--presence-penalty", a.presence_penalty, "subtracted from the logits of tokens generated")->group(kMore);
+  app.add_option("--frequency-penalty", a.frequency_penalty, "subtracted once per occurrence")->group(kMore);
   app.add_option("--stop", a.stop_strings, "end before this text (repeatable)")->allow_extra_args(false);
   app.add_option("--max-tokens", a.max_tokens, "tokens to generate (default: what the context leaves)");
-  app.add_option("--min-tokens", a.min_tokens, "tokens before an end token may come");
-  app.add_flag("--ignore-eos", a.ignore_eos, "go on after the model's end token");
+  app.add_option("--min-tokens", a.min_tokens, "tokens before an end token may come")->group(kMore);
+  app.add_flag("--ignore-eos", a.ignore_eos, "go on after the model's end token")->group(kMore);
   app.add_option("--seed", a.seed, "of the random draws (default: a new one, reported)");
-  app.add_option("--logprobs", a.logprobs, "report log-probabilities of the chosen and the K best tokens");
+  app.add_option("--logprobs", a.logprobs, "report log-probabilities of the chosen and the K best tokens")->group(kMore);
 }
 
 Arithmetic arithmetic_of(const ModelOptions& o, bool on_gpu) {

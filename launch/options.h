@@ -44,6 +44,7 @@ void add_options(CLI::App& app, PlaceOptions& options);
 void add_options(CLI::App& app, SizeOptions& options);
 void add_options(CLI::App& app, BudgetOptions& options);
 void add_options(CLI::App& app, PromptOptions& options);
+void add_sampling_options(CLI::App& app, Ask& ask);  // sampling and stopping alone; PromptOptions has them
 
 // Errors: Code::invalid_argument naming the option.
 Arithmetic arithmetic_of(const ModelOptions& options, bool on_gpu);

@@ -1,0 +1,26 @@
+#include "launch/remote.h"
+
+#include <cstdio>
+
+namespace tandem {
+
+void add_options(CLI::App& app, RemoteOptions& o) {
+  app.add_option("HOST:PORT", o.address, "the server")->capture_default_str();
+  app.add_option("--connect-seconds", o.connect_seconds, "how long to wait for the server")->capture_default_str()->check(CLI::Range(0.0, 1e6));
+  app.add_option("--deadline-seconds", o.deadline_seconds, "give an answer up after this (default: a day)")->check(CLI::Range(0.0, 1e6));
+}
+
+void print_status(const Error& error) { std::fprintf(stderr, "error: %s: %s\n", std::string(name(error.code)).c_str(), error.what()); }
+
+int status_exit_code(const Error& error) { return error.code == Code::invalid_argument ? 2 : 1; }
+
+int report_status(const std::function<int()>& call) {
+  try {
+    return call();
+  } catch (const Error& error) {
+    print_status(error);
+    return status_exit_code(error);
+  }
+}
+
+}  // namespace tandem
