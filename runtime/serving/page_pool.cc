@@ -69,12 +69,8 @@ PagePool::Block PagePool::find(Block parent, uint64_t salt, std::span<const int3
   return block;
 }
 
-PagePool::Inserted PagePool::insert(Block parent, uint64_t salt, std::span<const int32_t> ids, std::span<const int32_t> pages) {
-  if (!options_.cache) return {};
-  if (const Block same = find(parent, salt, ids); same != kNoBlock) {
-    hold(same);
-    return {same, false};
-  }
+PagePool::Block PagePool::insert(Block parent, uint64_t salt, std::span<const int32_t> ids, std::span<const int32_t> pages) {
+  if (!options_.cache || find(parent, salt, ids) != kNoBlock) return kNoBlock;
   // Every cached block owns a page of the smallest group and the caller brings one more, so a node is left.
   const Block block = unused_.back();
   unused_.pop_back();
@@ -87,7 +83,7 @@ PagePool::Inserted PagePool::insert(Block parent, uint64_t salt, std::span<const
   std::copy(pages.begin(), pages.end(), block_pages_.begin() + static_cast<ptrdiff_t>(static_cast<size_t>(block) * free_.size()));
   ++cached_;
   ++version_;
-  return {block, true};
+  return block;
 }
 
 void PagePool::hold(Block block) {

@@ -12,7 +12,7 @@ namespace tandem {
 struct PagePoolOptions {
   std::vector<int32_t> pages;  // per KV group
   int32_t page_tokens = 64;
-  bool cache = true;                  // off: find finds nothing, insert adopts nothing
+  bool cache = true;                  // off: find finds nothing, insert takes nothing
   uint64_t hash_mask = ~uint64_t{0};  // tests make hashes collide with it
 };
 
@@ -34,13 +34,9 @@ class PagePool {
 
   // The cached block that continues `parent` (kNoBlock: begins a sequence) with these page_tokens ids, or kNoBlock. Takes no reference.
   Block find(Block parent, uint64_t salt, std::span<const int32_t> ids) const;
-  // Caches a full block and takes a reference to it. `adopted`: its pages (one a group) are the pool's now. Not adopted: an equal block
-  // was there already and is returned instead (or kNoBlock: no cache); the pages stay the caller's own. `parent` must be held.
-  struct Inserted {
-    Block block = kNoBlock;
-    bool adopted = false;
-  };
-  Inserted insert(Block parent, uint64_t salt, std::span<const int32_t> ids, std::span<const int32_t> pages);
+  // Caches a full block, takes a reference to it and owns its pages (one a group) from now on. kNoBlock: an equal block is there already
+  // (or there is no cache), and the pages stay the caller's. `parent` must be held.
+  Block insert(Block parent, uint64_t salt, std::span<const int32_t> ids, std::span<const int32_t> pages);
   void hold(Block block);
   void drop(Block block);  // a sequence drops its deepest block first: so children are always evicted before their parent
   int32_t page(Block block, int32_t group) const { return block_pages_[static_cast<size_t>(block) * free_.size() + group]; }

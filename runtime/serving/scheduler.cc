@@ -55,11 +55,6 @@ struct Scheduler::Sequence {
     int32_t sent = 0;   // of them the workers know
     int32_t freed = 0;  // leading ones, behind the window, given away
   };
-  struct CachedBlock {
-    PagePool::Block block;
-    bool pooled;  // the table's pages of this block are the pool's, not this sequence's own
-  };
-
   uint64_t key = 0, arrival = 0;
   Request request;           // its prompt moved to ids
   std::vector<int32_t> ids;  // prompt and committed tokens
@@ -74,11 +69,15 @@ struct Scheduler::Sequence {
   uint32_t serial = 0;
   int32_t group = 0, passed_over = 0;
   int32_t issued = 0, committed = 0;  // tokens with keys and values in issued, in committed steps
+  int32_t reported = 0;               // of an all_logits request: rows that were given out
   int32_t sampled = 0;                // generated tokens, those in flight included
   uint64_t sampled_in = 0;            // the last step that samples it
   uint64_t digest = 0;
   Table tables[kMaxKvGroups];
-  std::vector<CachedBlock> blocks;  // a leading part of the tables: the chain that the cache knows
+  // A leading part of the tables whose pages are the cache's. A twin that computed the same block at the same time keeps its own pages, and
+  // its chain ends: holding the other's too would take twice the room.
+  std::vector<PagePool::Block> blocks;
+  bool chain_ended = false;
 
   Rank rank() const { return {request.priority, arrival}; }
   int32_t known() const { return static_cast<int32_t>(ids.size()); }
@@ -237,14 +236,15 @@ void Scheduler::release(Sequence& s) {
   for (int32_t group = 0; group < pool_.groups(); ++group) {
     Sequence::Table& table = s.tables[group];
     for (size_t block = table.pages.size(); block-- > static_cast<size_t>(table.freed);) {
-      if (block >= s.blocks.size() || !s.blocks[block].pooled) pool_.give(group, table.pages[block]);
+      if (block >= s.blocks.size()) pool_.give(group, table.pages[block]);
     }
     table = {};
   }
   while (!s.blocks.empty()) {
-    pool_.drop(s.blocks.back().block);
+    pool_.drop(s.blocks.back());
     s.blocks.pop_back();
   }
+  s.chain_ended = false;
   s.slot = -1;
   s.digest = 0;
 }
@@ -315,16 +315,19 @@ int32_t Scheduler::tokens_within_reach(const Sequence& s) const {
 }
 
 void Scheduler::cache_full_pages(Sequence& s) {
-  if (!caching_ || !s.caches()) return;
+  if (!caching_ || !s.caches() || s.chain_ended) return;
   const int32_t page = options_.page_tokens;
   int32_t pages[kMaxKvGroups];
   for (int32_t block = static_cast<int32_t>(s.blocks.size()); (block + 1) * page <= s.committed; ++block) {
     for (int32_t group = 0; group < pool_.groups(); ++group) pages[group] = s.tables[group].pages[static_cast<size_t>(block)];
-    const auto parent = s.blocks.empty() ? PagePool::kNoBlock : s.blocks.back().block;
-    const auto inserted =
-        pool_.insert(parent, s.request.cache_salt, std::span(s.ids).subspan(static_cast<size_t>(block * page), static_cast<size_t>(page)),
-                     {pages, static_cast<size_t>(pool_.groups())});
-    s.blocks.push_back({inserted.block, inserted.adopted});
+    const PagePool::Block parent = s.blocks.empty() ? PagePool::kNoBlock : s.blocks.back();
+    const auto ids = std::span(s.ids).subspan(static_cast<size_t>(block * page), static_cast<size_t>(page));
+    const PagePool::Block cached = pool_.insert(parent, s.request.cache_salt, ids, {pages, static_cast<size_t>(pool_.groups())});
+    if (cached == PagePool::kNoBlock) {
+      s.chain_ended = true;
+      return;
+    }
+    s.blocks.push_back(cached);
   }
 }
 
@@ -348,7 +351,7 @@ bool Scheduler::admit(Sequence& s, int32_t group) {
           pool_.find(parent, s.request.cache_salt, std::span(s.ids).subspan(static_cast<size_t>(block * page), static_cast<size_t>(page)));
       if (parent == PagePool::kNoBlock) break;
       pool_.hold(parent);
-      s.blocks.push_back({parent, true});
+      s.blocks.push_back(parent);
     }
   }
   const int32_t reused = static_cast<int32_t>(s.blocks.size());
@@ -362,7 +365,7 @@ bool Scheduler::admit(Sequence& s, int32_t group) {
   }
   if (!fits) {
     while (!s.blocks.empty()) {
-      pool_.drop(s.blocks.back().block);
+      pool_.drop(s.blocks.back());
       s.blocks.pop_back();
     }
     s.blocked_at = pool_.version();
@@ -379,7 +382,7 @@ bool Scheduler::admit(Sequence& s, int32_t group) {
   s.issued = s.committed = reused * page;
   for (int32_t g = 0; g < pool_.groups(); ++g) {
     std::vector<int32_t>& pages = s.tables[g].pages;
-    for (const auto& cached : s.blocks) pages.push_back(pool_.page(cached.block, g));
+    for (const PagePool::Block block : s.blocks) pages.push_back(pool_.page(block, g));
     if (windows_[static_cast<size_t>(g)]) continue;  // page by page, as those behind the window come back
     while (static_cast<int32_t>(pages.size()) < blocks_for(s.known())) pages.push_back(pool_.take(g));
   }
@@ -557,7 +560,7 @@ void Scheduler::emit(Lane& lane, int32_t group, Step& step) {
 
 // ---- results
 
-std::span<const SequenceEvent> Scheduler::commit(const StepResult& result) {
+std::span<const SequenceEvent> Scheduler::commit(StepResult& result) {
   events_.clear();
   const auto wrong = [&](const std::string& how) { fail(Code::internal, "result of step " + std::to_string(result.number), how); };
   const auto flight = std::find_if(flights_.begin(), flights_.end(), [&](const Flight& f) { return f.number == result.number; });
@@ -602,6 +605,14 @@ std::span<const SequenceEvent> Scheduler::commit(const StepResult& result) {
         reason = FinishReason::length;
       }
     } else {
+      if (s->committed <= s->reported) continue;
+      StepLogits& l = result.logits[logits - 1];
+      if (const int32_t again = s->reported - l.first; again > 0) {
+        l.values.erase(l.values.begin(), l.values.begin() + static_cast<ptrdiff_t>(l.values.size() / static_cast<size_t>(l.rows)) * again);
+        l.first += again;
+        l.rows -= again;
+      }
+      s->reported = s->committed;
       event.logits = static_cast<int32_t>(logits - 1);
       if (s->committed == s->prompt) reason = FinishReason::length;
     }

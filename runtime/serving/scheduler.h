@@ -51,8 +51,9 @@ class Scheduler {
 
   std::optional<Step> next();  // to be called until it gives nothing: after add, cancel, finish and commit
   std::span<const uint64_t> admitted() const { return admitted_; }  // keys that the last step gave a slot
-  // In number order within a group. Events are valid until the next call. Errors: internal, when the result is not what its step asked.
-  std::span<const SequenceEvent> commit(const StepResult& result);
+  // In number order within a group. Events are valid until the next call. Logits of rows that were reported before a preemption are cut
+  // out of the result. Errors: internal, when the result is not what its step asked for.
+  std::span<const SequenceEvent> commit(StepResult& result);
 
   int32_t running() const { return running_; }
   int32_t waiting() const { return static_cast<int32_t>(waiting_.size()); }
