@@ -1,0 +1,354 @@
+#include "kernels/cpu/sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "kernels/base/error.h"
+#include "kernels/base/philox.h"
+#include "kernels/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/sample.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tandem::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using D = hn::ScalableTag<float>;
+using Vector = hn::Vec<D>;
+constexpr float kLow = -std::numeric_limits<float>::infinity();
+constexpr int64_t kBlock = 1024;  // sums are floats inside a block, doubles across blocks
+
+// The largest value; NaN when any is.
+float Highest(const float* values, int64_t count) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  Vector highest = hn::Set(d, kLow), strange = hn::Zero(d);
+  const auto step = [&](Vector v) HWY_ATTR {
+    strange = hn::IfThenElse(hn::IsNaN(v), v, strange);
+    highest = hn::Max(highest, v);
+  };
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) step(hn::LoadU(d, values + i));
+  if (i < count) {
+    const auto mask = hn::FirstN(d, count - i);
+    step(hn::IfThenElse(mask, hn::MaskedLoad(mask, d, values + i), hn::Set(d, kLow)));
+  }
+  if (!hn::AllFalse(d, hn::IsNaN(strange))) return std::numeric_limits<float>::quiet_NaN();
+  return hn::GetLane(hn::MaxOfLanes(d, highest));
+}
+
+// The first index whose value is `wanted`; count when there is none.
+int64_t FirstEqual(const float* values, int64_t count, float wanted) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const Vector w = hn::Set(d, wanted);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    if (!hn::AllFalse(d, hn::Eq(hn::LoadU(d, values + i), w))) break;
+  }
+  while (i < count && values[i] != wanted) ++i;
+  return i;
+}
+
+// values = (values - highest) / temperature
+void Shift(float* values, int64_t count, float highest, float temperature) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const Vector h = hn::Set(d, highest), t = hn::Set(d, temperature);
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) hn::StoreU(hn::Div(hn::Sub(hn::LoadU(d, values + i), h), t), d, values + i);
+  for (; i < count; ++i) values[i] = (values[i] - highest) / temperature;
+}
+
+// The sum of exp(values - highest); the terms go to `terms` unless it is null.
+double Exponentials(const float* values, int64_t count, float highest, float* terms) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const Vector h = hn::Set(d, highest);
+  double total = 0;
+  for (int64_t block = 0; block < count; block += kBlock) {
+    const int64_t end = std::min(count, block + kBlock);
+    Vector sum = hn::Zero(d);
+    int64_t i = block;
+    for (; i + lanes <= end; i += lanes) {
+      const Vector e = hn::Exp(d, hn::Sub(hn::LoadU(d, values + i), h));
+      if (terms != nullptr) hn::StoreU(e, d, terms + i);
+      sum = hn::Add(sum, e);
+    }
+    if (i < end) {
+      const auto mask = hn::FirstN(d, end - i);
+      const Vector e = hn::IfThenElseZero(mask, hn::Exp(d, hn::Sub(hn::MaskedLoad(mask, d, values + i), h)));
+      if (terms != nullptr) hn::BlendedStore(e, mask, d, terms + i);
+      sum = hn::Add(sum, e);
+    }
+    total += hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+  return total;
+}
+
+// Values that are at least `floor` and above minus infinity, with their indices, in order. kept may be values itself; both arrays
+// have room for a vector more.
+int64_t AtLeast(const float* values, int64_t count, float floor, int32_t* ids, float* kept) {
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const Vector f = hn::Set(d, floor), low = hn::Set(d, kLow);
+  int64_t n = 0, i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const Vector v = hn::LoadU(d, values + i);
+    const auto mask = hn::And(hn::Ge(v, f), hn::Gt(v, low));
+    if (hn::AllFalse(d, mask)) continue;
+    hn::CompressStore(hn::Iota(di, static_cast<int32_t>(i)), hn::RebindMask(di, mask), di, ids + n);
+    n += static_cast<int64_t>(hn::CompressStore(v, mask, d, kept + n));
+  }
+  for (; i < count; ++i) {
+    const float v = values[i];
+    if (v >= floor && v > kLow) ids[n] = static_cast<int32_t>(i), kept[n++] = v;
+  }
+  return n;
+}
+
+// The k-th largest value, 1 <= k <= count. space: float[sample_space(count)]. One pass: what exceeds the k-th largest so far is
+// collected, and the collection cut back to k when it is full.
+float KthLargest(const float* values, int64_t count, int64_t k, float* space) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const int64_t room = std::min(count, std::max<int64_t>(2 * k, 4096));
+  float floor = kLow;
+  int64_t n = 0, i = 0;
+  const auto cut = [&] {
+    std::nth_element(space, space + k - 1, space + n, std::greater<>());
+    floor = space[k - 1], n = k;
+  };
+  for (; i + lanes <= count; i += lanes) {
+    const Vector v = hn::LoadU(d, values + i);
+    const auto mask = hn::Gt(v, hn::Set(d, floor));
+    if (hn::AllFalse(d, mask)) continue;
+    n += static_cast<int64_t>(hn::CompressStore(v, mask, d, space + n));
+    if (n > room) cut();
+  }
+  for (; i < count; ++i) {
+    if (values[i] > floor) space[n++] = values[i];
+  }
+  if (n < k) return floor;  // the rest is minus infinity, or equals the floor
+  cut();
+  return floor;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace tandem::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tandem::cpu {
+namespace {
+
+HWY_EXPORT(Highest);
+HWY_EXPORT(FirstEqual);
+HWY_EXPORT(Shift);
+HWY_EXPORT(Exponentials);
+HWY_EXPORT(AtLeast);
+HWY_EXPORT(KthLargest);
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+int64_t padded(int64_t vocab) { return (vocab + 127) / 64 * 64; }  // a vector more, in whole cache lines
+
+struct Candidates {  // in ascending order of ids
+  int64_t count = 0;
+  int32_t* ids = nullptr;
+  float *values = nullptr, *weights = nullptr, *keys = nullptr;  // values are at most 0; weights = exp(values)
+  double total = 0;                                              // of the weights
+
+  void weigh() { total = HWY_DYNAMIC_DISPATCH(Exponentials)(values, count, 0, weights); }
+  template <typename Keep>
+  void keep_if(const Keep& keep) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!keep(i)) continue;
+      ids[n] = ids[i], values[n] = values[i], weights[n] = weights[i], ++n;
+    }
+    count = n;
+    total = 0;
+    for (int64_t i = 0; i < count; ++i) total += weights[i];
+  }
+};
+
+struct Last {  // of those kept, in ascending order of keys, then of indices
+  float key;
+  int64_t index;
+};
+
+// In ascending order of keys an element is kept when the weights before it sum to less than `mass`; finds the last one kept. Sums over
+// buckets of keys narrow the range down until few are left to sort.
+Last last_within(const float* keys, const float* weights, int64_t count, double mass) {
+  constexpr int kBuckets = 2048;
+  constexpr int64_t kFew = 256;
+  const auto [low_key, high_key] = std::minmax_element(keys, keys + count);
+  double low = *low_key, high = *high_key, before = 0;  // the range, both ends included, and the weights below it
+  for (;;) {
+    int64_t inside = 0;
+    for (int64_t i = 0; i < count; ++i) inside += keys[i] >= low && keys[i] <= high;
+    if (inside <= kFew || low == high) break;
+    double sums[kBuckets] = {};
+    float least[kBuckets], most[kBuckets];
+    std::fill_n(least, kBuckets, std::numeric_limits<float>::infinity());
+    std::fill_n(most, kBuckets, kNothing);
+    const double scale = kBuckets / (high - low);
+    for (int64_t i = 0; i < count; ++i) {
+      if (keys[i] < low || keys[i] > high) continue;
+      const int b = std::min(kBuckets - 1, static_cast<int>((keys[i] - low) * scale));
+      sums[b] += weights[i];
+      least[b] = std::min(least[b], keys[i]), most[b] = std::max(most[b], keys[i]);
+    }
+    int last = -1;
+    for (int b = 0; b < kBuckets; ++b) {
+      if (most[b] == kNothing) continue;  // empty
+      if (last >= 0 && before + sums[last] >= mass) break;
+      if (last >= 0) before += sums[last];
+      last = b;
+    }
+    low = least[last], high = most[last];
+  }
+  Last result{static_cast<float>(low), 0};
+  if (low == high) {  // equal keys: in order of indices
+    for (int64_t i = 0, seen = 0; i < count; ++i) {
+      if (keys[i] != result.key) continue;
+      if (seen++ > 0 && before >= mass) break;
+      result.index = i;
+      before += weights[i];
+    }
+    return result;
+  }
+  int64_t few[kFew], n = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (keys[i] >= low && keys[i] <= high) few[n++] = i;
+  }
+  std::sort(few, few + n, [&](int64_t a, int64_t b) { return keys[a] != keys[b] ? keys[a] < keys[b] : a < b; });
+  for (int64_t j = 0; j < n; ++j) {
+    if (j > 0 && before >= mass) break;
+    result = {keys[few[j]], few[j]};
+    before += weights[few[j]];
+  }
+  return result;
+}
+
+void keep_top_p(Candidates& c, float top_p) {
+  for (int64_t i = 0; i < c.count; ++i) c.keys[i] = -c.values[i];
+  const Last last = last_within(c.keys, c.weights, c.count, top_p * c.total);
+  c.keep_if([&](int64_t i) { return c.keys[i] < last.key || (c.keys[i] == last.key && i <= last.index); });
+}
+
+// Meister et al. 2022: the ids whose information is closest to the distribution's entropy.
+void keep_typical(Candidates& c, float typical_p) {
+  const double log_total = std::log(c.total);
+  double entropy = 0;
+  for (int64_t i = 0; i < c.count; ++i) entropy -= (c.values[i] - log_total) * (c.weights[i] / c.total);
+  for (int64_t i = 0; i < c.count; ++i) c.keys[i] = static_cast<float>(std::abs(log_total - c.values[i] - entropy));
+  const Last last = last_within(c.keys, c.weights, c.count, typical_p * c.total);
+  c.keep_if([&](int64_t i) { return c.keys[i] <= last.key; });
+}
+
+// The first index whose cumulative weight exceeds u times the whole.
+int64_t invert(const float* weights, int64_t count, double total, double u) {
+  double target = u * total, sum = 0;
+  int64_t last = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (weights[i] > 0) last = i;
+    sum += weights[i];
+    if (sum > target) return i;
+  }
+  return last;  // rounding left the target just above the sum
+}
+
+void report(const float* logits, int64_t vocab, float highest, int32_t wanted, Candidates& space, Sampled& out) {
+  const auto log_total = static_cast<float>(highest + std::log(HWY_DYNAMIC_DISPATCH(Exponentials)(logits, vocab, highest, nullptr)));
+  out.logprob = logits[out.id] - log_total;
+  out.top_count = static_cast<int32_t>(std::min<int64_t>({wanted, kMaxLogprobs, vocab}));
+  if (out.top_count <= 0) return;
+  const float floor = HWY_DYNAMIC_DISPATCH(KthLargest)(logits, vocab, out.top_count, space.weights);
+  const int64_t n = HWY_DYNAMIC_DISPATCH(AtLeast)(logits, vocab, floor, space.ids, space.values);
+  out.top_count = static_cast<int32_t>(std::min<int64_t>(out.top_count, n));
+  std::partial_sort(space.ids, space.ids + out.top_count, space.ids + n,
+                    [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+  for (int32_t i = 0; i < out.top_count; ++i) out.top_ids[i] = space.ids[i], out.top_logprobs[i] = logits[space.ids[i]] - log_total;
+}
+
+}  // namespace
+
+uint64_t sample_scratch_bytes(int64_t vocab) { return 4 * sizeof(float) * static_cast<uint64_t>(padded(vocab)); }
+
+Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std::byte* scratch) {
+  const Sampling& s = *row.sampling;
+  Candidates c;
+  c.values = reinterpret_cast<float*>(scratch);
+  c.weights = c.values + padded(vocab);
+  c.keys = c.weights + padded(vocab);
+  c.ids = reinterpret_cast<int32_t*>(c.keys + padded(vocab));
+
+  const float highest_logit = HWY_DYNAMIC_DISPATCH(Highest)(logits, vocab);
+  if (std::isnan(highest_logit)) fail(Code::internal, "sample", "logits hold NaN");
+  const bool penalties = s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0;
+  const bool changed = (penalties && !row.counts.empty()) || !row.forbidden.empty();
+  float highest = highest_logit;
+  const float* processed = logits;
+  if (changed || s.temperature > 0) {
+    std::copy_n(logits, vocab, c.values);
+    processed = c.values;
+  }
+  if (changed) {
+    for (const TokenCount& count : row.counts) {
+      if (!penalties || count.id < 0 || count.id >= vocab) continue;
+      float& v = c.values[count.id];
+      if (count.prompt > 0 || count.generated > 0) v = v < 0 ? v * s.repetition_penalty : v / s.repetition_penalty;
+      if (count.generated > 0) v -= s.presence_penalty + s.frequency_penalty * static_cast<float>(count.generated);
+    }
+    for (const int32_t id : row.forbidden) {
+      if (id >= 0 && id < vocab) c.values[id] = kNothing;
+    }
+    highest = HWY_DYNAMIC_DISPATCH(Highest)(c.values, vocab);
+  }
+  if (std::isnan(highest) || highest == kNothing) fail(Code::internal, "sample", "no id has a probability above zero");
+
+  Sampled out;
+  if (s.temperature <= 0 || std::isinf(highest)) {
+    out.id = static_cast<int32_t>(HWY_DYNAMIC_DISPATCH(FirstEqual)(processed, vocab, highest));
+  } else {
+    HWY_DYNAMIC_DISPATCH(Shift)(c.values, vocab, highest, s.temperature);
+    const bool top_k = s.top_k > 0 && s.top_k < vocab, top_p = s.top_p < 1, typical = s.typical_p<1, min_p = s.min_p> 0;
+    const double u = philox_uniform(s.seed, static_cast<uint32_t>(row.position), 0, 0);
+    if (!top_k && !top_p && !typical && !min_p) {
+      c.total = HWY_DYNAMIC_DISPATCH(Exponentials)(c.values, vocab, 0, c.weights);
+      out.id = static_cast<int32_t>(invert(c.weights, vocab, c.total, u));
+    } else {
+      float floor = kNothing;
+      double whole = 0;  // weight of all ids, those below the floor included
+      if (top_k) {
+        floor = HWY_DYNAMIC_DISPATCH(KthLargest)(c.values, vocab, s.top_k, c.weights);
+      } else if (top_p) {  // ids so improbable that all like them together stay below 1 - top_p are in the tail that goes
+        whole = HWY_DYNAMIC_DISPATCH(Exponentials)(c.values, vocab, 0, nullptr);
+        floor = static_cast<float>(std::log((1.0 - s.top_p) * whole / static_cast<double>(vocab))) - 0.01f;
+        if (s.top_p > 0.9999f) floor = kNothing;  // too near to what floats can tell apart
+      }
+      c.count = HWY_DYNAMIC_DISPATCH(AtLeast)(c.values, vocab, floor, c.ids, c.values);
+      c.weigh();
+      if (whole > 0) c.total = whole;
+      if (top_p) keep_top_p(c, s.top_p);
+      if (min_p) c.keep_if([&, least = std::min(s.min_p, 1.0f)](int64_t i) { return c.weights[i] >= least; });
+      if (typical) keep_typical(c, s.typical_p);
+      out.id = c.ids[invert(c.weights, c.count, c.total, u)];
+    }
+  }
+  if (s.logprobs >= 0) report(logits, vocab, highest_logit, s.logprobs, c, out);
+  return out;
+}
+
+}  // namespace tandem::cpu
+#endif
