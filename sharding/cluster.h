@@ -16,12 +16,16 @@ struct Device {
 struct Link { std::string from, to; double latency = 0, bandwidth = 0; };  // seconds, bytes/s
 struct Cluster { std::vector<Device> devices; std::vector<Link> links; };
 
+// {"schema": "tandem.cluster/1", "devices": [{"id", "node", "kind", "total_bytes", "free_bytes", "reserve_bytes", "overhead_bytes",
+// "bandwidth_bytes_per_second", "flops"}], "links": [{"from", "to", "latency_seconds", "bandwidth_bytes_per_second"}]}; only id and
+// total_bytes must be there. Errors: Code::invalid_argument naming file and field.
 Cluster cluster_from_json(const nlohmann::json& json, const std::string& where);
 nlohmann::json to_json(const Cluster& cluster);
 Cluster local_cpus(int ranks, int threads);                     // this machine's memory shared by `ranks` CPU devices
 Cluster cluster_from_gpus(const std::string& option);           // "2xrtx3090,1xa4000": preset table
-void apply_max_memory(Cluster& cluster, const std::string& option);  // "0=20GiB,1=10GiB,cpu=64GiB"
-uint64_t parse_bytes(const std::string& text, const std::string& where);  // "20GiB", "1.5GB", "1000"
+std::vector<std::string> gpu_names();                           // of the preset table
+void apply_max_memory(Cluster& cluster, const std::string& option);  // "0=20GiB,1=10GiB,cpu=64GiB"; "cpu" is shared by CPU ranks
+uint64_t parse_bytes(const std::string& text, const std::string& where);  // "20GiB", "1.5GB", "1000"; GB = 1e9, GiB = 2^30
 std::string human_bytes(uint64_t bytes);                        // "1.50 GiB"
 
 }  // namespace tandem
