@@ -7,10 +7,12 @@
 
 namespace tandem {
 
-NpyWriter::NpyWriter(const std::string& path, int64_t rows, int64_t cols) : path_(path), partial_(path + ".partial") {
+NpyWriter::NpyWriter(const std::string& path, std::span<const int64_t> shape) : path_(path), partial_(path + ".partial") {
   file_ = std::fopen(partial_.c_str(), "wb");
   if (!file_) bad_input("-o", "cannot write " + path + ": " + std::strerror(errno));
-  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (" + std::to_string(rows) + ", " + std::to_string(cols) + "), }";
+  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
+  for (const int64_t size : shape) header += std::to_string(size) + ", ";  // a trailing comma makes even one number a tuple
+  header += "), }";
   while ((10 + header.size() + 1) % 64 != 0) header += ' ';
   header += '\n';
   const auto length = static_cast<uint16_t>(header.size());

@@ -11,7 +11,6 @@ namespace tandem {
 namespace {
 
 constexpr uint64_t kPlanLimit = 64 << 20;
-constexpr uint64_t kLeastReserve = 512 << 20;
 constexpr int kMostRanks = 4096;
 
 struct Degrees { int ranks = 0, pp = 0, tp = 1, ep = 1; };  // ranks and pp 0: the planner's choice
@@ -58,7 +57,7 @@ bool plans_given_devices(const PlanRequest& request) {
   return !request.budget.gpus.empty() || !request.budget.cluster.empty() || names_other_devices(request.budget.max_memory);
 }
 
-Cluster cluster_for(const PlanRequest& request, const Degrees& degrees) {
+Cluster cluster_for(const PlanRequest& request) {
   const BudgetOptions& budget = request.budget;
   Cluster cluster;
   if (!budget.gpus.empty() && !budget.cluster.empty()) bad_input("--gpus", "is given together with --cluster (one of them says which devices there are)");
@@ -73,17 +72,17 @@ Cluster cluster_for(const PlanRequest& request, const Degrees& degrees) {
     if (request.place.device != "cpu" && request.place.device != "auto") {
       bad_input("--device", "is " + request.place.device + " (must be cpu, cuda or auto)");
     }
-    cluster = local_cpus(degrees.ranks, request.place.threads);
+    cluster = local_cpus(resolve_degrees(request.place, true).ranks, request.place.threads);
   }
   if (!budget.max_memory.empty()) apply_max_memory(cluster, budget.max_memory);
   for (Device& device : cluster.devices) {
-    if (!budget.reserve.empty()) {
-      device.reserve_bytes = parse_bytes(budget.reserve, "--reserve");
-    } else if (device.reserve_bytes == 0) {
-      device.reserve_bytes = std::max(kLeastReserve, device.total_bytes / 50);
-    }
+    if (!budget.reserve.empty()) device.reserve_bytes = parse_bytes(budget.reserve, "--reserve");
   }
   return cluster;
+}
+
+bool on_gpu(const Cluster& cluster) {
+  return std::any_of(cluster.devices.begin(), cluster.devices.end(), [](const Device& device) { return !device.is_cpu; });
 }
 
 Workload workload_for(const PlanRequest& request, int32_t model_context) {
@@ -128,14 +127,15 @@ Plan plan_from_file(const Blueprint& blueprint, const PlanRequest& request) {
 Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend) {
   if (!request.place.plan_file.empty()) return plan_from_file(blueprint, request);
   const Degrees degrees = resolve_degrees(request.place, !plans_given_devices(request));
-  const Cluster cluster = cluster_for(request, degrees);
+  const Cluster cluster = cluster_for(request);
   const Workload workload = workload_for(request, blueprint.model->shape.context);
-  const bool on_cpu = std::all_of(cluster.devices.begin(), cluster.devices.end(), [](const Device& device) { return device.is_cpu; });
   const GpuSizes gpu(backend);
   const Mesh group{.pp = 1, .ep = degrees.ep, .tp = degrees.tp};
-  const Profile profile = make_profile(blueprint, group, workload, request.all_logits, on_cpu ? backend : gpu);
+  const Profile profile = make_profile(blueprint, group, workload, request.all_logits, on_gpu(cluster) ? gpu : backend);
   return plan(profile, cluster, workload, parse_objective(request.budget.objective), Placement{.pp = degrees.pp});
 }
+
+bool plans_for_gpus(const PlanRequest& request) { return request.place.plan_file.empty() && on_gpu(cluster_for(request)); }
 
 void require_fits(const Plan& plan) {
   if (plan.verdict != Verdict::no) return;

@@ -20,6 +20,9 @@ struct PlanRequest {
 // Errors: Code::invalid_argument naming the option or the file. A model that does not fit is no error: Verdict::no.
 Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend);
 
+// Whether any device of the request is no CPU: then the arithmetic's `auto` means a GPU's. Errors: as plan_for's about devices.
+bool plans_for_gpus(const PlanRequest& request);
+
 // Errors: Code::invalid_argument with the first thing that does not fit. A tight plan passes.
 void require_fits(const Plan& plan);
 

@@ -1,0 +1,94 @@
+// tandem plan: where every layer would go, and whether it fits, before anything is touched.
+#include <cstdio>
+#include <fstream>
+
+#include "kernels/base/error.h"
+#include "kernels/cpu/backend.h"
+#include "launch/commands/commands.h"
+#include "launch/help.h"
+#include "launch/plan_html.h"
+#include "launch/planning.h"
+#include "launch/terminal.h"
+
+namespace tandem {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  PlanRequest request;
+  std::string output, html;
+  bool json = false, list_presets = false;
+};
+
+void write_file(const std::string& option, const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << text;
+  file.close();
+  if (!file) bad_input(option, "cannot write " + path);
+}
+
+int list_presets() {
+  std::string text = "Models (preset:NAME):\n";
+  for (const std::string& name : preset_names()) text += "  " + name + "\n";
+  text += "GPUs (--gpus 2xNAME,1xNAME):\n";
+  for (const std::string& name : gpu_names()) text += "  " + name + "  " + human_bytes(cluster_from_gpus(name).devices[0].total_bytes) + "\n";
+  write_now(stdout, text);
+  return 0;
+}
+
+int exit_code(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::fits: return 0;
+    case Verdict::tight: return 3;
+    case Verdict::no: return 4;
+  }
+  return 4;
+}
+
+int run(const Options& o) {
+  if (o.list_presets) return list_presets();
+  if (o.model.model.empty()) bad_input("MODEL", "is missing (a directory, .gguf file, config.json or preset:NAME)");
+  const bool on_gpu = plans_for_gpus(o.request);
+  const Blueprint blueprint = make_blueprint(o.model.model, {o.model.format, o.model.double_quant}, arithmetic_of(o.model, on_gpu));
+  const auto backend = cpu::make_cpu_backend(1);
+  const Plan plan = plan_for(blueprint, o.request, *backend);
+  const std::string json = to_json(plan).dump(2) + "\n";
+  if (!o.output.empty()) write_file("-o", o.output, json);
+  if (!o.html.empty()) write_file("--html", o.html, plan_html(plan));
+  if (o.json) {
+    write_now(stdout, json);
+  } else {
+    std::string text = table(plan, columns(stdout));
+    text += on_gpu ? "weights, scales and KV cache: exact; workspace: a bound, as a CPU needs it; overhead: of the GPU table, not measured here\n"
+                   : "weights, scales, KV cache and workspace: exact, what a run allocates\n";
+    write_now(stdout, text);
+  }
+  return exit_code(plan.verdict);
+}
+
+}  // namespace
+
+Command add_plan(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  Options& o = *options;
+  CLI::App* command = app.add_subcommand("plan", "Where every layer would go and whether it fits; no GPU, no weights read");
+  add_options(*command, o.model);
+  command->get_option("MODEL")->required(false);
+  add_options(*command, o.request.budget);
+  add_options(*command, o.request.size);
+  add_options(*command, o.request.place);
+  const std::string group = command->get_option("--context")->get_group();
+  for (const char* name : {"--max-memory", "--gpus", "--cluster", "--reserve", "--objective", "--chunk", "--page", "--double-quant"}) {
+    command->get_option(name)->group(group);
+  }
+  command->add_flag("--json", o.json, "the plan as JSON, nothing else");
+  command->add_option("-o,--output", o.output, "write the plan as JSON");
+  command->add_option("--html", o.html, "draw the plan into this file");
+  command->add_flag("--list-presets", o.list_presets, "models and GPUs known by name");
+  command->footer("Exit code: 0 fits, 3 with less than the reserve, 4 does not fit, 2 wrong input.\n"
+                  "Examples: tandem plan preset:llama-3.1-8b --format nf4 --ranks 2\n"
+                  "          tandem plan preset:mixtral-8x7b --format nf4 --gpus 1xrtx3090,1xa4000 --context 8192");
+  return {command, [options] { return run(*options); }};
+}
+
+}  // namespace tandem
