@@ -14,7 +14,7 @@
 namespace tandem {
 
 struct ClientOptions {
-  double connect_seconds = 10;  // for the first connection; 0: fail at once when nobody listens
+  double connect_seconds = 0;  // how long to wait for a server to appear; 0: fail at once when nobody listens
   bool retry = true;
 };
 

@@ -166,7 +166,6 @@ class Generation final : public RequestSink, public TextJob, public std::enable_
     }
     begin_message();
     to_wire(answer_->end(), *message_.mutable_final());
-    core_.rate.finished();
     finish(std::nullopt);
   }
 

@@ -1,7 +1,5 @@
 #include "rpc/service_core.h"
 
-#include <algorithm>
-
 namespace tandem {
 
 void OpenRequests::add(const std::string& id) {
@@ -27,18 +25,6 @@ std::vector<std::string> OpenRequests::all() const {
   return ids;
 }
 
-void DrainRate::finished() {
-  const std::lock_guard lock(mutex_);
-  const auto now = Clock::now();
-  if (last_ != Clock::time_point{}) {
-    const double seconds = std::min(10.0, std::chrono::duration<double>(now - last_).count());
-    interval_ = 0.8 * interval_ + 0.2 * seconds;
-  }
-  last_ = now;
-}
-
-int DrainRate::retry_ms() const { return std::clamp(static_cast<int>(interval_ * 1000), 50, 5000); }
-
 ServiceCore::ServiceCore(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info)
     : options(std::move(options)),
       engine(engine),
@@ -47,9 +33,8 @@ ServiceCore::ServiceCore(ServerOptions options, Engine& engine, const TextSide& 
       threads(this->options.text_threads, this->options.max_starting) {}
 
 std::optional<int> ServiceCore::retry_ms(Code code) const {
-  if (code == Code::resource_exhausted) return rate.retry_ms();
-  if (code == Code::unavailable) return 1000;
-  return std::nullopt;
+  if (code != Code::resource_exhausted && code != Code::unavailable) return std::nullopt;
+  return static_cast<int>(engine.retry_after().count());
 }
 
 }  // namespace tandem

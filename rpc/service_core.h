@@ -30,21 +30,9 @@ class OpenRequests {
   std::unordered_map<std::string, int> ids_;
 };
 
-// How long a refused client should wait: the mean time in which one answer ends, which is when one place in the queue gets free.
-class DrainRate {
- public:
-  void finished();
-  int retry_ms() const;
-
- private:
-  std::mutex mutex_;
-  Clock::time_point last_{};
-  std::atomic<double> interval_{0.2};
-};
-
 struct ServiceCore {
   ServiceCore(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info);
-  std::optional<int> retry_ms(Code code) const;  // for codes that a client may retry
+  std::optional<int> retry_ms(Code code) const;  // for codes that a client may retry: when it may be welcome
 
   const ServerOptions options;
   Engine& engine;
@@ -52,7 +40,6 @@ struct ServiceCore {
   const ServerInfo info;
   const Clock::time_point started = Clock::now();
   OpenRequests requests;
-  DrainRate rate;
   std::atomic<bool> draining{false};
   std::atomic<int> open_calls{0};
   std::atomic<uint64_t> slow_readers{0};

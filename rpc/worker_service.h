@@ -54,8 +54,9 @@ class ControlServer {
   bool shutdown(double seconds = 5 * kSlowFactor);
   Rendezvous& rendezvous();        // of the current epoch, the coordinator's own end
 
- private:
   struct Core;
+
+ private:
   std::unique_ptr<Core> core_;
 };
 
