@@ -87,6 +87,8 @@ class Metadata {
     if (value.is_null()) return std::nullopt;
     if constexpr (std::is_same_v<T, std::string>) {
       if (value.is_string()) return value.get<T>();
+    } else if constexpr (std::is_same_v<T, int64_t>) {  // values above its range are kept unsigned
+      if (value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX)) return value.get<T>();
     } else {
       if (value.is_number()) return value.get<T>();
     }

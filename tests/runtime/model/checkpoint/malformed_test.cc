@@ -178,7 +178,7 @@ TEST(Malformed, SafetensorsIndex) {
       {"another kind of file", "{\"weight_map\":{\"a\":\"pytorch_model.bin\"}}", "plain name"},
       {"no name", "{\"weight_map\":{\"a\":\"\"}}", "plain name"},
       {"tensor twice", "{\"weight_map\":{\"a\":\"x.safetensors\",\"a\":\"y.safetensors\"}}", "twice"},
-      {"text after a NUL", std::string("{\"weight_map\":{\"a\":\"x.safetensors\"}}\0{", 41), "NUL byte"},
+      {"text after a NUL", std::string("{\"weight_map\":{\"a\":\"x.safetensors\"}}") + std::string("\0{", 2), "NUL byte"},
       {"cut", "{\"weight_map\":{\"a\":\"x.safetensors\"", "broken"},
   };
   for (const auto& c : cases) expect_refused(c.about, c.expected, [&] { parse_safetensors_index(c.text, "file.index.json"); });
@@ -266,6 +266,11 @@ TEST(Malformed, GgufHeaders) {
       {"no architecture", GgufBuilder().u32("llama.block_count", 1).build() + std::string(8, 'x'), "general.architecture"},
       {"architecture that is a number", GgufBuilder().u32("general.architecture", 1).build(), "must be text"},
       {"rope base that is text", with([](auto& b) { b.string("llama.rope.scaling.factor", "2"); }), "must be a number"},
+      {"length that is a fraction", GgufBuilder().string("general.architecture", "llama").f32("llama.embedding_length", 3e38f).build(),
+       "must be an integer"},
+      {"length above 2^63",
+       GgufBuilder().string("general.architecture", "llama").raw("llama.embedding_length", GgufType::u64, little(huge)).build(),
+       "must be an integer"},
       {"tokens that are numbers",
        GgufBuilder().string("general.architecture", "llama").numbers<int32_t>("tokenizer.ggml.tokens", GgufType::i32, {1}).build(),
        "must be strings"},
