@@ -407,8 +407,10 @@ std::unique_ptr<FileTensors> open_safetensors_file(const std::string& path) {
 std::unique_ptr<FileTensors> open_safetensors(const std::string& directory) {
   const std::string whole = directory + "/model.safetensors", index = whole + ".index.json";
   std::error_code error;
-  if (std::filesystem::exists(whole, error)) return open_safetensors_file(whole);
-  if (std::filesystem::exists(index, error)) return open_shards(directory, index);
+  // A link whose target is gone (a download cache that was cut short) is there, and opening it says what is missing.
+  const auto there = [&](const std::string& path) { return std::filesystem::exists(std::filesystem::symlink_status(path, error)); };
+  if (there(whole)) return open_safetensors_file(whole);
+  if (there(index)) return open_shards(directory, index);
 
   std::vector<std::string> candidates, pickled;
   for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {

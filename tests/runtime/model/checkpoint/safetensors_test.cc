@@ -135,6 +135,11 @@ TEST_F(Shards, WrongIndexes) {
   EXPECT_THAT(error(), HasSubstr("tensor 'a' is also in " + directory.path() + "/model-1.safetensors"));
 }
 
+TEST_F(Shards, LinkToNowhereIsAMissingFile) {
+  std::filesystem::create_symlink("nowhere", directory.path() + "/model.safetensors");
+  EXPECT_THAT(error(), HasSubstr("/model.safetensors: no such file"));
+}
+
 TEST_F(Shards, WhichFilesCount) {
   EXPECT_EQ(open_safetensors(directory.path()), nullptr);
   directory.write("training_args.bin", "x");
