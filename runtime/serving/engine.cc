@@ -170,7 +170,7 @@ struct Engine::Core {
   std::optional<Clock::time_point> last_completion;
   Clock::time_point busy_since;
   double backoff = 0;
-  bool started = false, lost = true;  // lost: no epoch is up or coming up
+  bool started = false, lost = true, ready = false;  // lost: no epoch is up or coming up
   bool kill_group = false, quitting = false;
   std::thread thread;
 
@@ -199,6 +199,7 @@ struct Engine::Core {
     pages_total.store(total, std::memory_order_relaxed);
     pages_free.store(available, std::memory_order_relaxed);
     const SchedulerCounters& c = scheduler.counters();
+    metrics.refused.set(refused.load(std::memory_order_relaxed));
     metrics.steps.set(c.steps);
     metrics.step_rows.set(c.rows);
     metrics.prefill_tokens.set(c.prefill_tokens);
@@ -291,12 +292,7 @@ struct Engine::Core {
     if (o.deadline) deadlines.emplace(*o.deadline, o.key);
     metrics.requests.add();
     metrics.prompt_tokens.add(m.request.prompt.size());
-    EngineState now_state;
-    {
-      std::lock_guard lock(mutex);
-      now_state = state;
-    }
-    if (now_state != EngineState::serving && now_state != EngineState::draining) {  // lost between submit() and here
+    if (!ready) {  // lost between submit() and here
       RequestEvent event;
       event.error = Error(Code::unavailable, "", "the worker group was lost");
       event.prompt_tokens = static_cast<int32_t>(m.request.prompt.size());
@@ -366,7 +362,7 @@ struct Engine::Core {
   void begin_epoch() {
     restart_at.reset();
     started = true;
-    lost = false;
+    lost = ready = false;
     uint32_t next;
     {
       std::lock_guard lock(mutex);
@@ -394,6 +390,7 @@ struct Engine::Core {
   void lose(const Error& why, bool by_us, Clock::time_point now) {
     if (lost) return;
     lost = true;
+    ready = false;
     kill_group = by_us;
     metrics.epochs_lost.add();
     {
@@ -436,6 +433,7 @@ struct Engine::Core {
       std::lock_guard lock(mutex);
       ranks = std::move(m.ranks);
     }
+    ready = true;
     if (current_state() == EngineState::loading) set_state(EngineState::serving);
   }
   void handle(Lost& m, Clock::time_point now) {

@@ -28,9 +28,9 @@ struct GroupEvents {
 class WorkerGroup {
  public:
   virtual ~WorkerGroup() = default;               // kills what is left
-  virtual void start(uint32_t epoch, GroupEvents events) = 0;  // returns at once; ready or lost follows
+  virtual void start(uint32_t epoch, GroupEvents events) = 0;  // returns at once; ready or lost follows, loading may take its time
   virtual void submit(StepBytes step) = 0;        // to every rank, in order
-  virtual void stop() = 0;                        // orderly: returns when no rank is left; no callback runs after it
+  virtual void stop() = 0;                        // orderly, at any time, also after lost: returns when no rank is left; no callback runs after it
   virtual void kill() { stop(); }                 // as stop(), but at once and by force: the engine gave the epoch up (a hung rank)
   virtual bool restartable() const = 0;           // start() may be called again after lost
 };
