@@ -96,15 +96,22 @@ class HealthService::Impl final : public wire::Health::CallbackService {
 
   void set(const std::string& name, bool serving) {
     const std::lock_guard lock(mutex_);
-    if (stopped_) return;
+    if (closed_) return;
     names_[name] = serving;
     for (Watcher* watcher : watchers_) watcher->update();
   }
 
+  void close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    for (auto& [name, serving] : names_) serving = false;
+    for (Watcher* watcher : watchers_) watcher->update();
+  }
+
   void shutdown() {
+    close();
     const std::lock_guard lock(mutex_);
     stopped_ = true;
-    for (auto& [name, serving] : names_) serving = false;
     for (Watcher* watcher : watchers_) watcher->end(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server ends"));
   }
 
@@ -113,13 +120,14 @@ class HealthService::Impl final : public wire::Health::CallbackService {
   std::mutex mutex_;
   std::map<std::string, bool> names_;
   std::set<Watcher*> watchers_;
-  bool stopped_ = false;
+  bool closed_ = false, stopped_ = false;
 };
 
 HealthService::HealthService() : impl_(std::make_unique<Impl>()) {}
 HealthService::~HealthService() = default;
 grpc::Service* HealthService::service() { return impl_.get(); }
 void HealthService::set(const std::string& name, bool serving) { impl_->set(name, serving); }
+void HealthService::close() { impl_->close(); }
 void HealthService::shutdown() { impl_->shutdown(); }
 
 }  // namespace tandem

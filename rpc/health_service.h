@@ -15,7 +15,8 @@ class HealthService {
   ~HealthService();
   grpc::Service* service();
   void set(const std::string& name, bool serving);  // a new name becomes known
-  void shutdown();                                  // everything is NOT_SERVING for good, watchers are sent away
+  void close();                                     // everything is NOT_SERVING for good
+  void shutdown();                                  // and watchers are sent away
 
  private:
   class Impl;

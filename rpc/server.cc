@@ -2,8 +2,6 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/impl/server_builder_option.h>
-#include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/impl/service_type.h>
 
 #include <algorithm>
@@ -16,15 +14,6 @@
 
 namespace tandem {
 namespace {
-
-// Reflection for this server alone: the usual call switches it on for every server of the process.
-class WithReflection final : public grpc::ServerBuilderOption {
- public:
-  void UpdateArguments(grpc::ChannelArguments*) override {}
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->push_back(std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
-  }
-};
 
 constexpr const char* kServices[] = {"tandem.v1.Inference", "tandem.v1.Control", "grpc.health.v1.Health",
                                      "grpc.reflection.v1alpha.ServerReflection"};
@@ -46,21 +35,28 @@ void set_limits(grpc::ServerBuilder& builder, const ServerOptions& options, int 
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
 }
 
+// The names that health knows. Shared with followers, which may outlive the server.
+struct HealthNames {
+  void set_all(bool serving) {
+    health.set("", serving);
+    for (const char* name : kServices) health.set(name, serving);
+    health.set("model/" + model, serving);
+    for (int rank = 0; rank < ranks; ++rank) set_stage(rank, serving);
+  }
+  void set_stage(int rank, bool serving) { health.set("stage/" + std::to_string(rank), serving); }
+
+  HealthService health;
+  std::string model;
+  int ranks = 0;
+};
+
 }  // namespace
 
 struct Server::Core {
   Core(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info) : shared(std::move(options), engine, text, std::move(info)) {}
 
-  void set_all(bool serving) {
-    health.set("", serving);
-    for (const char* name : kServices) health.set(name, serving);
-    health.set("model/" + shared.text.model, serving);
-    for (int rank = 0; rank < shared.options.ranks; ++rank) set_stage(rank, serving);
-  }
-  void set_stage(int rank, bool serving) { health.set("stage/" + std::to_string(rank), serving); }
-
   ServiceCore shared;
-  HealthService health;
+  std::shared_ptr<HealthNames> names = std::make_shared<HealthNames>();
   std::unique_ptr<grpc::Service> inference, control;
   std::unique_ptr<grpc::Server> server;
   std::string address;
@@ -73,18 +69,20 @@ Server::Server(ServerOptions options, Engine& engine, const TextSide& text, Serv
   check_listen_address(options.listen, "--listen");
   core_ = std::make_unique<Core>(std::move(options), engine, text, std::move(info));
   Core& core = *core_;
-  core.health.set("liveness", true);
-  core.set_all(false);
+  core.names->model = text.model;
+  core.names->ranks = core.shared.options.ranks;
+  core.names->health.set("liveness", true);
+  core.names->set_all(false);
   core.inference = make_inference_service(core.shared);
   core.control = make_control_service(core.shared);
 
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  builder.SetOption(std::make_unique<WithReflection>());
   set_limits(builder, core.shared.options, text.context);
   builder.AddListeningPort(core.shared.options.listen, grpc::InsecureServerCredentials(), &core.port);
   builder.RegisterService(core.inference.get());
   builder.RegisterService(core.control.get());
-  builder.RegisterService(core.health.service());
+  builder.RegisterService(core.names->health.service());
   core.server = builder.BuildAndStart();
   if (core.server == nullptr || core.port == 0) {
     fail(Code::failed_precondition, "--listen", "cannot listen on " + core.shared.options.listen + " (another address or port)");
@@ -97,18 +95,20 @@ Server::~Server() { stop(0); }
 std::string Server::address() const { return core_->address; }
 int Server::port() const { return core_->port; }
 
-void Server::follow(EngineState state) { core_->set_all(state == EngineState::serving && !core_->shared.draining); }
-void Server::set_stage(int rank, bool serving) { core_->set_stage(rank, serving && !core_->shared.draining); }
+std::function<void(EngineState)> Server::follower() const {
+  return [names = core_->names](EngineState state) { names->set_all(state == EngineState::serving); };
+}
+void Server::set_stage(int rank, bool serving) { core_->names->set_stage(rank, serving); }
 
 void Server::stop(double seconds) {
   Core& core = *core_;
   const std::lock_guard lock(core.stopping);
   if (core.server == nullptr) return;
   core.shared.draining = true;
-  core.set_all(false);
+  core.names->health.close();
   const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
   while (core.shared.open_calls > 0 && Clock::now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  core.health.shutdown();
+  core.names->health.shutdown();
   // What is left is cancelled after a moment, in which the last statuses go out.
   core.server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(core.shared.open_calls > 0 ? 0 : 200));
   core.server.reset();

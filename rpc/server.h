@@ -44,9 +44,10 @@ class Server {
   std::string address() const;  // "HOST:PORT", the port that was picked
   int port() const;
 
-  // Sets every health name but "liveness" (which is always SERVING). Launch calls it from its Engine::on_state listener:
-  // follow(state) = serving if and only if state is serving.
-  void follow(EngineState state);
+  // Sets every health name but "liveness" (which is always SERVING): serving if and only if the engine is. For Engine::on_state; the
+  // function may be called while and after the server is destroyed.
+  std::function<void(EngineState)> follower() const;
+  void follow(EngineState state) { follower()(state); }
   void set_stage(int rank, bool serving);  // one rank known to be lost
 
   // Refuses new calls (health NOT_SERVING), lets running ones finish for `seconds`, then cancels them. Returns when none is left.
