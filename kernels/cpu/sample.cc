@@ -1,9 +1,11 @@
 #include "kernels/cpu/sample.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 #include "kernels/base/error.h"
 #include "kernels/base/philox.h"
@@ -142,6 +144,102 @@ float KthLargest(const float* values, int64_t count, int64_t k, float* space) {
   return floor;
 }
 
+// The sum of f(i, mask) over [0, count), floats inside a block, doubles across.
+template <typename F>
+HWY_INLINE double SumBlocks(int64_t count, const F& f) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto all = hn::FirstN(d, lanes);
+  double total = 0;
+  for (int64_t block = 0; block < count; block += kBlock) {
+    const int64_t end = std::min(count, block + kBlock);
+    Vector sum = hn::Zero(d);
+    int64_t i = block;
+    for (; i + lanes <= end; i += lanes) sum = hn::Add(sum, f(i, all));
+    if (i < end) sum = hn::Add(sum, f(i, hn::FirstN(d, end - i)));
+    total += hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+  return total;
+}
+
+double Sum(const float* values, int64_t count) {
+  return SumBlocks(count, [&](int64_t i, auto mask) HWY_ATTR { return hn::MaskedLoad(mask, D(), values + i); });
+}
+double SumProducts(const float* a, const float* b, int64_t count) {
+  return SumBlocks(
+      count, [&](int64_t i, auto mask) HWY_ATTR { return hn::Mul(hn::MaskedLoad(mask, D(), a + i), hn::MaskedLoad(mask, D(), b + i)); });
+}
+double SumUpTo(const float* keys, const float* weights, int64_t count, float limit) {
+  const Vector l = hn::Set(D(), limit);
+  return SumBlocks(count, [&](int64_t i, auto mask) HWY_ATTR {
+    return hn::IfThenElseZero(hn::Le(hn::MaskedLoad(mask, D(), keys + i), l), hn::MaskedLoad(mask, D(), weights + i));
+  });
+}
+
+// keys = |values - center|
+void Distances(const float* values, int64_t count, float center, float* keys) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) hn::StoreU(hn::Abs(hn::Sub(hn::LoadU(d, values + i), hn::Set(d, center))), d, keys + i);
+  for (; i < count; ++i) keys[i] = std::abs(values[i] - center);
+}
+
+void Bounds(const float* keys, int64_t count, float* least, float* most) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  *least = *most = keys[0];
+  if (count >= lanes) {
+    Vector low = hn::LoadU(d, keys), high = low;
+    for (int64_t i = 0; i + lanes <= count; i += lanes) {
+      const Vector k = hn::LoadU(d, keys + i);
+      low = hn::Min(low, k), high = hn::Max(high, k);
+    }
+    *least = hn::GetLane(hn::MinOfLanes(d, low)), *most = hn::GetLane(hn::MaxOfLanes(d, high));
+  }
+  for (int64_t i = count / lanes * lanes; i < count; ++i) *least = std::min(*least, keys[i]), *most = std::max(*most, keys[i]);
+}
+
+// Elements whose key is at most `limit` (or above it), in order. The results may be the sources; room for a vector more.
+int64_t Part(const float* keys, const float* weights, int64_t count, float limit, bool above, float* kept_keys, float* kept_weights) {
+  const D d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const Vector l = hn::Set(d, limit);
+  int64_t n = 0, i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const Vector k = hn::LoadU(d, keys + i), w = hn::LoadU(d, weights + i);
+    const auto mask = above ? hn::Gt(k, l) : hn::Le(k, l);
+    hn::CompressStore(w, mask, d, kept_weights + n);
+    n += static_cast<int64_t>(hn::CompressStore(k, mask, d, kept_keys + n));
+  }
+  for (; i < count; ++i) {
+    if ((keys[i] > limit) == above) kept_keys[n] = keys[i], kept_weights[n++] = weights[i];
+  }
+  return n;
+}
+
+// Keeps elements whose key is at most `limit`, in place and in order; keys themselves are left as they are.
+int64_t KeepUpTo(const float* keys, int64_t count, float limit, int32_t* ids, float* values, float* weights) {
+  const D d;
+  const hn::RebindToSigned<D> di;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const Vector l = hn::Set(d, limit);
+  int64_t n = 0, i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto mask = hn::Le(hn::LoadU(d, keys + i), l);
+    if (hn::AllFalse(d, mask)) continue;
+    const auto id = hn::LoadU(di, ids + i);
+    const Vector v = hn::LoadU(d, values + i), w = hn::LoadU(d, weights + i);
+    hn::CompressStore(id, hn::RebindMask(di, mask), di, ids + n);
+    hn::CompressStore(v, mask, d, values + n);
+    n += static_cast<int64_t>(hn::CompressStore(w, mask, d, weights + n));
+  }
+  for (; i < count; ++i) {
+    if (keys[i] <= limit) ids[n] = ids[i], values[n] = values[i], weights[n++] = weights[i];
+  }
+  return n;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace tandem::cpu
 HWY_AFTER_NAMESPACE();
@@ -156,6 +254,13 @@ HWY_EXPORT(Shift);
 HWY_EXPORT(Exponentials);
 HWY_EXPORT(AtLeast);
 HWY_EXPORT(KthLargest);
+HWY_EXPORT(Sum);
+HWY_EXPORT(SumProducts);
+HWY_EXPORT(SumUpTo);
+HWY_EXPORT(Distances);
+HWY_EXPORT(Bounds);
+HWY_EXPORT(Part);
+HWY_EXPORT(KeepUpTo);
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
@@ -164,108 +269,110 @@ int64_t padded(int64_t vocab) { return (vocab + 127) / 64 * 64; }  // a vector m
 struct Candidates {  // in ascending order of ids
   int64_t count = 0;
   int32_t* ids = nullptr;
-  float *values = nullptr, *weights = nullptr, *keys = nullptr;  // values are at most 0; weights = exp(values)
-  double total = 0;                                              // of the weights
+  float *values = nullptr, *weights = nullptr;          // values are at most 0; weights = exp(values)
+  float* keys = nullptr;                                // what a filter orders them by, the first to stay lowest
+  float *work_keys = nullptr, *work_weights = nullptr;  // of last_within
+  double total = 0;                                     // of the weights
 
   void weigh() { total = HWY_DYNAMIC_DISPATCH(Exponentials)(values, count, 0, weights); }
-  template <typename Keep>
-  void keep_if(const Keep& keep) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (!keep(i)) continue;
-      ids[n] = ids[i], values[n] = values[i], weights[n] = weights[i], ++n;
-    }
-    count = n;
-    total = 0;
-    for (int64_t i = 0; i < count; ++i) total += weights[i];
+  void keep_up_to(float limit) {
+    count = HWY_DYNAMIC_DISPATCH(KeepUpTo)(keys, count, limit, ids, values, weights);
+    total = HWY_DYNAMIC_DISPATCH(Sum)(weights, count);
   }
 };
 
-struct Last {  // of those kept, in ascending order of keys, then of indices
-  float key;
-  int64_t index;
-};
-
-// In ascending order of keys an element is kept when the weights before it sum to less than `mass`; finds the last one kept. Sums over
-// buckets of keys narrow the range down until few are left to sort.
-Last last_within(const float* keys, const float* weights, int64_t count, double mass) {
-  constexpr int kBuckets = 2048;
-  constexpr int64_t kFew = 256;
-  const auto [low_key, high_key] = std::minmax_element(keys, keys + count);
-  double low = *low_key, high = *high_key, before = 0;  // the range, both ends included, and the weights below it
+// In ascending order of keys (at least 0) an element is kept when the weights before it sum to less than `mass`, the first in any
+// case: the key of the last one kept. `before`: the weights of lower keys. The range of keys is halved, and what is outside it left
+// behind, until few are left to sort.
+float last_within(const Candidates& c, double mass, double* before) {
+  constexpr int64_t kFew = 128;
+  const float *keys = c.keys, *weights = c.weights;
+  int64_t count = c.count;
+  *before = 0;
+  bool halve_bits = false;
   for (;;) {
-    int64_t inside = 0;
-    for (int64_t i = 0; i < count; ++i) inside += keys[i] >= low && keys[i] <= high;
-    if (inside <= kFew || low == high) break;
-    double sums[kBuckets] = {};
-    float least[kBuckets], most[kBuckets];
-    std::fill_n(least, kBuckets, std::numeric_limits<float>::infinity());
-    std::fill_n(most, kBuckets, kNothing);
-    const double scale = kBuckets / (high - low);
-    for (int64_t i = 0; i < count; ++i) {
-      if (keys[i] < low || keys[i] > high) continue;
-      const int b = std::min(kBuckets - 1, static_cast<int>((keys[i] - low) * scale));
-      sums[b] += weights[i];
-      least[b] = std::min(least[b], keys[i]), most[b] = std::max(most[b], keys[i]);
-    }
-    int last = -1;
-    for (int b = 0; b < kBuckets; ++b) {
-      if (most[b] == kNothing) continue;  // empty
-      if (last >= 0 && before + sums[last] >= mass) break;
-      if (last >= 0) before += sums[last];
-      last = b;
-    }
-    low = least[last], high = most[last];
+    float low, high;
+    HWY_DYNAMIC_DISPATCH(Bounds)(keys, count, &low, &high);
+    if (low == high) return low;
+    if (count <= kFew) break;
+    float middle = low + (high - low) / 2;
+    if (halve_bits) middle = std::bit_cast<float>(std::midpoint(std::bit_cast<int32_t>(low), std::bit_cast<int32_t>(high)));
+    middle = middle < high ? std::max(middle, low) : low;  // so that both sides have some
+    const double below = HWY_DYNAMIC_DISPATCH(SumUpTo)(keys, weights, count, middle);
+    const bool above = *before + below < mass;
+    if (above) *before += below;
+    const int64_t left = HWY_DYNAMIC_DISPATCH(Part)(keys, weights, count, middle, above, c.work_keys, c.work_weights);
+    halve_bits = !halve_bits && left > count - count / 8;  // keys lie close together at one end
+    keys = c.work_keys, weights = c.work_weights, count = left;
   }
-  Last result{static_cast<float>(low), 0};
-  if (low == high) {  // equal keys: in order of indices
-    for (int64_t i = 0, seen = 0; i < count; ++i) {
-      if (keys[i] != result.key) continue;
-      if (seen++ > 0 && before >= mass) break;
-      result.index = i;
-      before += weights[i];
-    }
-    return result;
+  int32_t order[kFew];
+  std::iota(order, order + count, 0);
+  std::sort(order, order + count, [&](int32_t a, int32_t b) { return keys[a] != keys[b] ? keys[a] < keys[b] : a < b; });
+  for (int64_t i = 0; i < count;) {  // equal keys together
+    double sum = 0;
+    int64_t next = i;
+    while (next < count && keys[order[next]] == keys[order[i]]) sum += weights[order[next++]];
+    if (next == count || *before + sum >= mass) return keys[order[i]];
+    *before += sum;
+    i = next;
   }
-  int64_t few[kFew], n = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    if (keys[i] >= low && keys[i] <= high) few[n++] = i;
-  }
-  std::sort(few, few + n, [&](int64_t a, int64_t b) { return keys[a] != keys[b] ? keys[a] < keys[b] : a < b; });
-  for (int64_t j = 0; j < n; ++j) {
-    if (j > 0 && before >= mass) break;
-    result = {keys[few[j]], few[j]};
-    before += weights[few[j]];
-  }
-  return result;
+  return keys[order[count - 1]];
 }
 
 void keep_top_p(Candidates& c, float top_p) {
-  for (int64_t i = 0; i < c.count; ++i) c.keys[i] = -c.values[i];
-  const Last last = last_within(c.keys, c.weights, c.count, top_p * c.total);
-  c.keep_if([&](int64_t i) { return c.keys[i] < last.key || (c.keys[i] == last.key && i <= last.index); });
+  HWY_DYNAMIC_DISPATCH(Distances)(c.values, c.count, 0, c.keys);
+  double before = 0;
+  const double mass = top_p * c.total;
+  const float limit = last_within(c, mass, &before);
+  // Of those that equal the last one only as many stay as are needed, lower ids first.
+  bool first = true;
+  for (int64_t i = 0; i < c.count; ++i) {
+    if (c.keys[i] != limit) continue;
+    if (!first && before >= mass) c.keys[i] = std::numeric_limits<float>::infinity();
+    before += c.weights[i];
+    first = false;
+  }
+  c.keep_up_to(limit);
+}
+
+void keep_min_p(Candidates& c, float min_p) {
+  HWY_DYNAMIC_DISPATCH(Distances)(c.values, c.count, 0, c.keys);  // below the best
+  c.keep_up_to(-std::log(std::min(min_p, 1.0f)));
 }
 
 // Meister et al. 2022: the ids whose information is closest to the distribution's entropy.
 void keep_typical(Candidates& c, float typical_p) {
-  const double log_total = std::log(c.total);
-  double entropy = 0;
-  for (int64_t i = 0; i < c.count; ++i) entropy -= (c.values[i] - log_total) * (c.weights[i] / c.total);
-  for (int64_t i = 0; i < c.count; ++i) c.keys[i] = static_cast<float>(std::abs(log_total - c.values[i] - entropy));
-  const Last last = last_within(c.keys, c.weights, c.count, typical_p * c.total);
-  c.keep_if([&](int64_t i) { return c.keys[i] <= last.key; });
+  // Information is log(total) - value, entropy log(total) - mean value: their distance needs no logarithm.
+  const double mean = HWY_DYNAMIC_DISPATCH(SumProducts)(c.values, c.weights, c.count) / c.total;
+  HWY_DYNAMIC_DISPATCH(Distances)(c.values, c.count, static_cast<float>(mean), c.keys);
+  double before = 0;
+  c.keep_up_to(last_within(c, typical_p * c.total, &before));
 }
 
 // The first index whose cumulative weight exceeds u times the whole.
 int64_t invert(const float* weights, int64_t count, double total, double u) {
-  double target = u * total, sum = 0;
+  constexpr int64_t kBlock = 1024;
+  const double target = u * total;
+  double sum = 0;
   int64_t last = 0;
+  for (int64_t block = 0; block < count; block += kBlock) {
+    const int64_t end = std::min(count, block + kBlock);
+    const double of_block = HWY_DYNAMIC_DISPATCH(Sum)(weights + block, end - block);
+    if (sum + of_block <= target) {
+      sum += of_block;
+      continue;
+    }
+    for (int64_t i = block; i < end; ++i) {
+      if (weights[i] > 0) last = i;
+      sum += weights[i];
+      if (sum > target) return i;
+    }
+    return last;  // rounding: the block's own sum was above the target
+  }
   for (int64_t i = 0; i < count; ++i) {
     if (weights[i] > 0) last = i;
-    sum += weights[i];
-    if (sum > target) return i;
   }
-  return last;  // rounding left the target just above the sum
+  return last;
 }
 
 void report(const float* logits, int64_t vocab, float highest, int32_t wanted, Candidates& space, Sampled& out) {
@@ -283,7 +390,7 @@ void report(const float* logits, int64_t vocab, float highest, int32_t wanted, C
 
 }  // namespace
 
-uint64_t sample_scratch_bytes(int64_t vocab) { return 4 * sizeof(float) * static_cast<uint64_t>(padded(vocab)); }
+uint64_t sample_scratch_bytes(int64_t vocab) { return 6 * sizeof(float) * static_cast<uint64_t>(padded(vocab)); }
 
 Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std::byte* scratch) {
   const Sampling& s = *row.sampling;
@@ -291,7 +398,9 @@ Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std
   c.values = reinterpret_cast<float*>(scratch);
   c.weights = c.values + padded(vocab);
   c.keys = c.weights + padded(vocab);
-  c.ids = reinterpret_cast<int32_t*>(c.keys + padded(vocab));
+  c.work_keys = c.keys + padded(vocab);
+  c.work_weights = c.work_keys + padded(vocab);
+  c.ids = reinterpret_cast<int32_t*>(c.work_weights + padded(vocab));
 
   const float highest_logit = HWY_DYNAMIC_DISPATCH(Highest)(logits, vocab);
   if (std::isnan(highest_logit)) fail(Code::internal, "sample", "logits hold NaN");
@@ -341,7 +450,7 @@ Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std
       c.weigh();
       if (whole > 0) c.total = whole;
       if (top_p) keep_top_p(c, s.top_p);
-      if (min_p) c.keep_if([&, least = std::min(s.min_p, 1.0f)](int64_t i) { return c.weights[i] >= least; });
+      if (min_p) keep_min_p(c, s.min_p);
       if (typical) keep_typical(c, s.typical_p);
       out.id = c.ids[invert(c.weights, c.count, c.total, u)];
     }
