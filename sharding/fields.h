@@ -40,7 +40,7 @@ class Fields {
   T get(const char* name, double least = 0, double most = 9e18) const {
     const auto found = object_.find(name);
     if (found == object_.end()) refuse(name, kind<T>(least, most));
-    return convert<T>(*found, name, least, most);
+    return convert<T>(*found, name, kind<T>(least, most), least, most);
   }
   template <class T>
   T get_or(const char* name, T otherwise, double least = 0, double most = 9e18) const {
@@ -87,7 +87,7 @@ class Fields {
     }
   }
   template <class T>
-  T convert(const nlohmann::json& value, const char* name, double least, double most) const {
+  T convert(const nlohmann::json& value, const char* name, const std::string& right, double least, double most) const {
     if constexpr (std::is_same_v<T, bool>) {
       if (value.is_boolean()) return value.get<bool>();
     } else if constexpr (std::is_same_v<T, std::string>) {
@@ -95,7 +95,7 @@ class Fields {
     } else if constexpr (IsVector<T>::value) {
       if (value.is_array()) {
         T all;
-        for (const auto& one : value) all.push_back(convert<typename T::value_type>(one, name, least, most));
+        for (const auto& one : value) all.push_back(convert<typename T::value_type>(one, name, right, least, most));
         return all;
       }
     } else if (value.is_number()) {
@@ -104,7 +104,7 @@ class Fields {
       const bool whole = value.is_number_integer() || (wide == std::floor(wide) && std::fabs(wide) < 9e15);
       if (std::isfinite(wide) && wide >= least && wide <= most && (!std::is_integral_v<T> || whole)) return value.get<T>();
     }
-    refuse(name, kind<T>(least, most));
+    refuse(name, right);
   }
 
   const nlohmann::json& object_;

@@ -2,6 +2,7 @@
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sharding/cluster.h"
@@ -24,7 +25,8 @@ struct PlanDevice {
            overhead_bytes = 0, reserve_bytes = 0;
   uint64_t used_bytes() const { return weights_bytes + scales_bytes + kv_bytes + workspace_bytes + communication_bytes + overhead_bytes; }
 };
-struct Remedy { std::string change; uint64_t gains_bytes = 0; };
+// enough: with this change alone it fits.
+struct Remedy { std::string change; uint64_t gains_bytes = 0; bool enough = false; };
 
 struct Plan {
   Verdict verdict = Verdict::no;
@@ -40,10 +42,14 @@ struct Plan {
   int32_t max_context = 0, max_batch = 0;
   double decode_low = 0, decode_mid = 0, decode_high = 0;  // tokens/s, 0: unknown
   std::vector<Remedy> remedies;
-  double objective_value = 0, objective_bound = 0;
+  double objective_value = 0, objective_bound = 0;  // what was minimised (maximised for capacity), and what no placement can beat
   std::vector<int32_t> kv_pages;    // per KV group: pages every rank that owns its layers allocates
 };
 
+std::string_view name(Verdict verdict);       // "fits", "tight", "no"
+std::string_view name(Objective objective);   // "latency", "throughput", "capacity"
+
+// Besides the contract's fields: "reason", "mesh" {"pp","ep","tp"}, "kv_pages", and "enough" of a remedy.
 nlohmann::ordered_json to_json(const Plan& plan);
 Plan plan_from_json(const nlohmann::json& json, const std::string& where);  // Errors: Code::invalid_argument naming the field
 std::string table(const Plan& plan, int columns);  // for people: a memory bar per device, limits, advice

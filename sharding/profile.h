@@ -28,8 +28,10 @@ struct Profile {
   Mesh group;                        // pp = 1: ep and tp of a stage
   std::vector<Piece> layers;
   Piece embedding, head;
+  std::vector<int64_t> kv_windows;   // of each KV group: tokens that are looked back on; 0 or missing: the whole context
   bool tied = false;                 // on one stage the head uses the embedding's bytes
   std::string head_name, embedding_name, layer_prefix;  // for device_map: "lm_head", "model.embed_tokens", "model.layers."
+  std::vector<std::string> first_modules, last_modules;          // what else of the first and last stage has a name: "model.norm"
   uint64_t workspace[2][2] = {};     // [embeds][has head]
   uint64_t communication_bytes = 0;  // buffers between stages, each rank
   Arithmetic arithmetic;
