@@ -10,7 +10,10 @@ void add_options(CLI::App& app, RemoteOptions& o) {
   app.add_option("--deadline-seconds", o.deadline_seconds, "give an answer up after this (default: a day)")->check(CLI::Range(0.0, 1e6));
 }
 
-void print_status(const Error& error) { std::fprintf(stderr, "error: %s: %s\n", std::string(name(error.code)).c_str(), error.what()); }
+void print_status(const Error& error) {
+  const std::string code(name(error.code));
+  std::fprintf(stderr, "error: %s%s\n", error.where == code ? "" : (code + ": ").c_str(), error.what());  // a status of the server names its code
+}
 
 int status_exit_code(const Error& error) { return error.code == Code::invalid_argument ? 2 : 1; }
 

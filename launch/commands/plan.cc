@@ -59,8 +59,8 @@ int run(const Options& o) {
     write_now(stdout, json);
   } else {
     std::string text = table(plan, columns(stdout));
-    text += on_gpu ? "weights, scales and KV cache: exact; workspace: a bound, as a CPU needs it; overhead: of the GPU table, not measured here\n"
-                   : "weights, scales, KV cache and workspace: exact, what a run allocates\n";
+    text += on_gpu ? "exact: weights, scales (as stored), KV cache; a bound: workspace (as a CPU needs it); from a table: overhead\n"
+                   : "exact: weights, scales, KV cache, workspace\n";
     write_now(stdout, text);
   }
   return exit_code(plan.verdict);
