@@ -93,16 +93,22 @@ bool AddedTokens::Matcher::match(std::string_view text, size_t& from, size_t& en
 }
 
 void AddedTokens::finish(const Normalizer* normalizer) {
-  if (highest() >= 0) special_.assign(static_cast<size_t>(highest()) + 1, false);
+  special_.assign(static_cast<size_t>(highest() + 1), false);
+  hidden_ = special_;
+  for (AddedToken& token : tokens_) {
+    token.shown = token.content;
+    if (token.normalized && normalizer) normalizer->apply(token.shown);
+  }
   // Special tokens come first: among equal contents after normalization the first one counts.
   for (const bool special : {true, false}) {
     for (size_t i = 0; i < tokens_.size(); ++i) {
       const AddedToken& token = tokens_[i];
       if (token.special != special) continue;
-      if (special) special_[static_cast<size_t>(token.id)] = true;
-      std::string content = token.content;
-      if (token.normalized && normalizer) normalizer->apply(content);
-      matchers_[token.normalized].add(content, static_cast<int32_t>(i));
+      matchers_[token.normalized].add(token.shown, static_cast<int32_t>(i));
+      if (!special) continue;
+      special_[static_cast<size_t>(token.id)] = true;
+      const AddedToken* namesake = find(token.shown);
+      hidden_[static_cast<size_t>(token.id)] = namesake && namesake->special;
     }
   }
 }

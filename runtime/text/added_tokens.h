@@ -17,6 +17,7 @@ struct AddedToken {
   std::string content;
   int32_t id = 0;
   bool special = false, lstrip = false, rstrip = false, single_word = false, normalized = false;
+  std::string shown{};  // what decoding shows: the content, normalized where the token is; filled by AddedTokens::finish
 };
 
 class AddedTokens {
@@ -27,6 +28,9 @@ class AddedTokens {
   const AddedToken* find(std::string_view content) const;
   const AddedToken* at(int32_t id) const;
   bool is_special(int32_t id) const { return id >= 0 && static_cast<size_t>(id) < special_.size() && special_[static_cast<size_t>(id)]; }
+  // Decoding without special tokens leaves it out. The reference compares what it would show with the contents of special tokens, so a
+  // special token that normalization changes stays.
+  bool is_hidden(int32_t id) const { return is_special(id) && hidden_[static_cast<size_t>(id)]; }
   int32_t highest() const;                         // the highest id, -1 when there is none
   const std::vector<AddedToken>& all() const { return tokens_; }
 
@@ -52,7 +56,7 @@ class AddedTokens {
   std::vector<AddedToken> tokens_;
   std::unordered_map<std::string, size_t> by_content_;
   std::unordered_map<int32_t, size_t> by_id_;
-  std::vector<bool> special_;
+  std::vector<bool> special_, hidden_;  // by id
   Matcher matchers_[2];
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include "kernels/base/error.h"
 #include "runtime/text/utf8.h"
@@ -19,29 +20,72 @@ std::array<int32_t, 256> find_byte_pieces(const Vocabulary& vocabulary) {
   return ids;
 }
 
-bool later(const BpeScratch::Candidate& a, const BpeScratch::Candidate& b) { return a.order > b.order; }
+bool further_right(const BpeScratch::Candidate& a, const BpeScratch::Candidate& b) { return a.at > b.at; }
 
-// The loop that both models share: always the best candidate, the leftmost among equals; `pair(left, right)` offers a candidate.
+// Candidates by order, then from left to right.
+class Queue {
+ public:
+  explicit Queue(BpeScratch& scratch) : scratch_(scratch) {
+    scratch_.bucket_of.clear();
+    scratch_.orders.clear();
+  }
+  void push(uint32_t order, const BpeScratch::Candidate& candidate) {
+    const auto [found, fresh] = scratch_.bucket_of.try_emplace(order, static_cast<uint32_t>(scratch_.bucket_of.size()));
+    if (fresh && found->second == scratch_.buckets.size()) scratch_.buckets.emplace_back();
+    BpeScratch::Bucket& bucket = scratch_.buckets[found->second];
+    if (fresh) {
+      bucket.sorted.clear();
+      bucket.late.clear();
+      bucket.cursor = 0;
+    }
+    if (bucket.cursor == bucket.sorted.size() && bucket.late.empty()) {
+      scratch_.orders.push_back(order);
+      std::push_heap(scratch_.orders.begin(), scratch_.orders.end(), std::greater<>());
+    }
+    if (bucket.cursor == bucket.sorted.size() || bucket.sorted.back().at <= candidate.at) {
+      bucket.sorted.push_back(candidate);
+    } else {
+      bucket.late.push_back(candidate);
+      std::push_heap(bucket.late.begin(), bucket.late.end(), further_right);
+    }
+  }
+  bool pop(BpeScratch::Candidate& best) {
+    if (scratch_.orders.empty()) return false;
+    BpeScratch::Bucket& bucket = scratch_.buckets[scratch_.bucket_of[scratch_.orders.front()]];
+    const bool sorted = bucket.cursor < bucket.sorted.size();
+    if (sorted && (bucket.late.empty() || bucket.sorted[bucket.cursor].at <= bucket.late.front().at)) {
+      best = bucket.sorted[bucket.cursor++];
+    } else {
+      best = bucket.late.front();
+      std::pop_heap(bucket.late.begin(), bucket.late.end(), further_right);
+      bucket.late.pop_back();
+    }
+    if (bucket.cursor == bucket.sorted.size() && bucket.late.empty()) {
+      std::pop_heap(scratch_.orders.begin(), scratch_.orders.end(), std::greater<>());
+      scratch_.orders.pop_back();
+    }
+    return true;
+  }
+
+ private:
+  BpeScratch& scratch_;
+};
+
+// The loop that both models share: always the best candidate, the leftmost among equals. `pair(left, right, order, candidate)` says
+// whether two symbols make a candidate, and which.
 template <class Pair>
-void merge_by_heap(BpeScratch& scratch, const Pair& pair) {
+void merge_by_queue(BpeScratch& scratch, const Pair& pair) {
   auto& symbols = scratch.symbols;
-  auto& heap = scratch.heap;
-  heap.clear();
-  auto offer = [&](int32_t left, int32_t right, bool sift) {
-    BpeScratch::Candidate candidate;
-    if (!pair(symbols[static_cast<size_t>(left)], symbols[static_cast<size_t>(right)], candidate)) return;
-    candidate.order = (candidate.order << 32) | static_cast<uint32_t>(left);
-    heap.push_back(candidate);
-    if (sift) std::push_heap(heap.begin(), heap.end(), later);
+  Queue queue(scratch);
+  auto offer = [&](int32_t left, int32_t right) {
+    BpeScratch::Candidate candidate{static_cast<uint32_t>(left), 0, 0};
+    uint32_t order;
+    if (pair(symbols[static_cast<size_t>(left)], symbols[static_cast<size_t>(right)], order, candidate)) queue.push(order, candidate);
   };
-  for (size_t i = 0; i + 1 < symbols.size(); ++i) offer(static_cast<int32_t>(i), static_cast<int32_t>(i + 1), false);
-  std::make_heap(heap.begin(), heap.end(), later);
-  while (!heap.empty()) {
-    const BpeScratch::Candidate best = heap.front();
-    std::pop_heap(heap.begin(), heap.end(), later);
-    heap.pop_back();
-    const auto at = static_cast<uint32_t>(best.order);
-    BpeScratch::Symbol& left = symbols[at];
+  for (size_t i = 0; i + 1 < symbols.size(); ++i) offer(static_cast<int32_t>(i), static_cast<int32_t>(i + 1));
+  BpeScratch::Candidate best;
+  while (queue.pop(best)) {
+    BpeScratch::Symbol& left = symbols[best.at];
     if (left.length == 0 || left.next < 0) continue;
     BpeScratch::Symbol& right = symbols[static_cast<size_t>(left.next)];
     if (left.length + right.length != best.length) continue;  // one of the two has grown since
@@ -49,9 +93,10 @@ void merge_by_heap(BpeScratch& scratch, const Pair& pair) {
     left.length = best.length;
     right.length = 0;
     left.next = right.next;
-    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = static_cast<int32_t>(at);
-    if (left.previous >= 0) offer(left.previous, static_cast<int32_t>(at), true);
-    if (left.next >= 0) offer(static_cast<int32_t>(at), left.next, true);
+    const auto at = static_cast<int32_t>(best.at);
+    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = at;
+    if (left.previous >= 0) offer(left.previous, at);
+    if (left.next >= 0) offer(at, left.next);
   }
 }
 
@@ -182,10 +227,12 @@ void Bpe::merge_short(BpeScratch& scratch) const {
 }
 
 void Bpe::merge_long(BpeScratch& scratch) const {
-  merge_by_heap(scratch, [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, BpeScratch::Candidate& candidate) {
+  merge_by_queue(scratch, [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
     const Merge* merge = find(left.id, right.id);
     if (!merge) return false;
-    candidate = {merge->rank, left.length + right.length, merge->merged};
+    order = merge->rank;
+    candidate.length = left.length + right.length;
+    candidate.merged = merge->merged;
     return true;
   });
 }
@@ -224,13 +271,15 @@ void ScoredBpe::encode(std::string_view word, BpeScratch& scratch, std::vector<i
   }
   if (symbols.empty()) return;
   symbols.back().next = -1;
-  merge_by_heap(scratch, [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, BpeScratch::Candidate& candidate) {
+  merge_by_queue(scratch, [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
     const auto id = vocabulary_.find(word.substr(left.begin, left.length + right.length));
     if (!id || static_cast<size_t>(*id) >= scores_.size()) return false;
     // The order of floats as unsigned numbers, turned round: the highest score comes first.
     const auto bits = std::bit_cast<uint32_t>(scores_[static_cast<size_t>(*id)]);
     const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    candidate = {static_cast<uint32_t>(~ascending), left.length + right.length, *id};
+    order = ~ascending;
+    candidate.length = left.length + right.length;
+    candidate.merged = *id;
     return true;
   });
   for (const auto& symbol : symbols) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "runtime/text/vocabulary.h"
@@ -20,12 +21,20 @@ struct BpeScratch {
     int32_t previous, next;
   };
   struct Candidate {
-    uint64_t order;  // smaller first: rank or score, then position
-    uint32_t length; // bytes of the joined piece, to know a stale candidate
+    uint32_t at;      // index of the left symbol
+    uint32_t length;  // bytes of the joined piece, to know a stale candidate
     int32_t merged;
   };
+  // All candidates of one order (rank or score), leftmost first. Most arrive from left to right: they are appended, the others go
+  // through a heap.
+  struct Bucket {
+    std::vector<Candidate> sorted, late;
+    size_t cursor = 0;
+  };
   std::vector<Symbol> symbols;
-  std::vector<Candidate> heap;
+  std::vector<Bucket> buckets;
+  std::unordered_map<uint32_t, uint32_t> bucket_of;  // order -> index
+  std::vector<uint32_t> orders;                      // a heap of the orders whose buckets hold something
   std::vector<uint32_t> ranks;
   std::string padded;
 };

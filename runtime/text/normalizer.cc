@@ -162,7 +162,7 @@ class BertNormalizer final : public Normalizer {
     if (accents_) {
       form_.apply(text);
       map_chars(text, [](std::string& out, char32_t c) {
-        if (!is_mark(c)) append_utf8(out, c);
+        if (!is_accent(c)) append_utf8(out, c);
       });
     }
     if (lower_) Lowercase().apply(text);

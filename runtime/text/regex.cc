@@ -14,6 +14,8 @@ namespace {
 // PCRE2's \s would add U+180E, its \w would leave out marks: the sets are written out. All inside of [...].
 constexpr std::string_view space_set = R"(\x09-\x0d\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr std::string_view word_set = R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+// Outside of a set Oniguruma asks another table for the codes below 256, which also knows the superscripts and fractions of Latin-1.
+constexpr std::string_view latin1_words = R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
 constexpr std::string_view hex_set = "0-9a-fA-F";
 
 bool is_hex(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
@@ -65,6 +67,7 @@ class Translator {
     } else {
       out_ += negated ? "[^" : "[";
       out_ += set;
+      if (set == word_set) out_ += latin1_words;
       out_ += ']';
     }
   }
@@ -79,6 +82,12 @@ class Translator {
     if (kind == 'h' || kind == 'H') set = hex_set;
     if (!set.empty() && !(inside && negated)) {
       shorthand(set, negated, inside);
+      at_ += 2;
+      return;
+    }
+    if ((kind == 'b' || kind == 'B') && !inside) {  // word boundaries, by the set above
+      const std::string in = "[" + std::string(word_set) + std::string(latin1_words) + "]";
+      out_ += kind == 'b' ? "(?:(?<=" + in + ")(?!" + in + ")|(?<!" + in + ")(?=" + in + "))" : "(?:(?<=" + in + ")(?=" + in + ")|(?<!" + in + ")(?!" + in + "))";
       at_ += 2;
       return;
     }

@@ -1,5 +1,5 @@
 // Regular expressions as tokenizer files write them: Oniguruma's Ruby syntax over UTF-8, carried over to PCRE2 with JIT (measured
-// 165 to 205 MB/s on the GPT-2 and Llama-3 split patterns, ICU 20 to 30). Where the two dialects differ (\s, \w, \h, (?m), {n,m}+) the
+// 165 to 205 MB/s on the GPT-2 and Llama-3 split patterns, ICU 20 to 30). Where the two dialects differ (\s, \w, \b, \h, (?m), {n,m}+) the
 // pattern is rewritten; what cannot be carried over (nested and intersected sets) is refused. A Regex is immutable and may be shared;
 // a RegexSearch belongs to one thread and borrows the text.
 #pragma once

@@ -20,6 +20,7 @@ Tokenizer::~Tokenizer() = default;
 
 // Text that holds no added token any more.
 void Tokenizer::encode_plain(std::string_view text, bool at_start, EncodeScratch& scratch, std::vector<int32_t>& out) const {
+  if (text.empty()) return;  // normalization can leave nothing
   scratch.words.start(text, at_start);
   if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(scratch.words);
   for (const Word& word : scratch.words.words) {
@@ -71,7 +72,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   DecoderStream stream = decoder_stream();
   std::string out;
   for (const int32_t id : ids) {
-    if (!has(id) || (skip_special && is_special(id))) continue;
+    if (!has(id) || (skip_special && parts_->added.is_hidden(id))) continue;
     out += stream.feed(piece(id));
   }
   out += stream.flush();
@@ -81,7 +82,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
 bool Tokenizer::has(int32_t id) const { return parts_->vocabulary.has(id) || parts_->added.at(id); }
 
 std::string Tokenizer::piece(int32_t id) const {
-  if (const AddedToken* token = parts_->added.at(id)) return token->content;
+  if (const AddedToken* token = parts_->added.at(id)) return token->shown;
   return std::string(parts_->vocabulary.piece(id));
 }
 
@@ -96,6 +97,7 @@ std::optional<int32_t> Tokenizer::find(std::string_view piece) const {
 }
 
 bool Tokenizer::is_special(int32_t id) const { return parts_->added.is_special(id); }
+bool Tokenizer::is_hidden(int32_t id) const { return parts_->added.is_hidden(id); }
 int32_t Tokenizer::size() const { return std::max(parts_->vocabulary.size(), parts_->added.highest() + 1); }
 std::optional<int32_t> Tokenizer::bos() const { return parts_->bos; }
 std::optional<int32_t> Tokenizer::eos() const { return parts_->eos; }

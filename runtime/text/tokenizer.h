@@ -39,11 +39,12 @@ class Tokenizer {
   // As transformers' decode with clean_up_tokenization_spaces=False: ids outside of the vocabulary are left out.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 
-  std::string piece(int32_t id) const;        // as stored; "" when there is no such id
+  std::string piece(int32_t id) const;        // as stored (an added token: as decoding shows it); "" when there is no such id
   std::string token_bytes(int32_t id) const;  // the raw bytes it stands for, perhaps part of a character; special tokens: their name
   std::optional<int32_t> find(std::string_view piece) const;
   bool has(int32_t id) const;
   bool is_special(int32_t id) const;
+  bool is_hidden(int32_t id) const;  // special, and decode leaves it out with skip_special: nearly always the same
   int32_t size() const;  // the highest id + 1; a model's output may be wider
 
   std::optional<int32_t> bos() const;
