@@ -201,38 +201,41 @@ void Interpreter::ready() {
 }
 
 void Interpreter::check(const StepRows& step) const {
-  const auto need = [](bool right, const std::string& what) {
-    if (!right) fail(Code::internal, "forward", what);
-  };
-  need(step.rows <= bucket_.rows, std::to_string(step.rows) + " rows (at most " + std::to_string(bucket_.rows) + ")");
-  need(step.heads.size() <= static_cast<size_t>(bucket_.heads),
-       std::to_string(step.heads.size()) + " rows with logits (at most " + std::to_string(bucket_.heads) + ")");
-  need(!program_.embeds() || step.ids != nullptr, "no ids");
-  need(step.positions != nullptr, "no positions");
-  need(program_.embeds() || hidden_in_ != nullptr, "no hidden rows come in");
-  need(program_.has_head() || hidden_out_ != nullptr, "hidden rows have nowhere to go");
-  for (const int32_t head : step.heads) need(head >= 0 && head < step.rows, "logits of a row that is none");
+  const auto refuse = [](const std::string& what) { fail(Code::internal, "forward", what); };
+  const auto of = [](int64_t value, const char* what, int64_t most) { return std::to_string(value) + what + std::to_string(most); };
+  if (step.rows > bucket_.rows) refuse(of(step.rows, " rows, at most ", bucket_.rows));
+  if (step.heads.size() > static_cast<size_t>(bucket_.heads)) {
+    refuse(of(static_cast<int64_t>(step.heads.size()), " rows with logits, at most ", bucket_.heads));
+  }
+  if (program_.embeds() && step.ids == nullptr) refuse("no ids");
+  if (step.positions == nullptr && step.rows > 0) refuse("no positions");
+  if (!program_.embeds() && hidden_in_ == nullptr) refuse("no hidden rows come in");
+  if (!program_.has_head() && hidden_out_ == nullptr) refuse("hidden rows have nowhere to go");
+  for (const int32_t head : step.heads) {
+    if (head < 0 || head >= step.rows) refuse(of(head, " has no logits, rows are ", step.rows));
+  }
   int32_t rows = 0;
   for (const SequenceRows& s : step.sequences) {
-    need(s.row == rows && s.rows > 0, "the sequences' rows do not follow one another");
+    if (s.row != rows || s.rows <= 0) refuse("the sequences' rows do not follow one another");
     rows += s.rows;
-    need(s.position >= 0 && s.position + s.rows <= bucket_.context,
-         "position " + std::to_string(s.position + s.rows - 1) + " of a context of " + std::to_string(bucket_.context));
+    if (s.position < 0 || s.position + s.rows > bucket_.context)
+      refuse(of(s.position + s.rows - 1, " is a position in a context of ", bucket_.context));
     for (size_t g = 0; g < groups_.size(); ++g) {
       if (groups_[g].shape.layers == 0) continue;
-      need(s.pages[g] != nullptr, "a sequence without pages");
+      if (s.pages[g] == nullptr) refuse("a sequence without pages");
       for (int32_t page = s.position / bucket_.page_tokens; page <= (s.position + s.rows - 1) / bucket_.page_tokens; ++page) {
-        need(s.pages[g][page] >= 0 && static_cast<uint64_t>(s.pages[g][page]) < groups_[g].pages,
-             "page " + std::to_string(s.pages[g][page]) + " of a cache of " + std::to_string(groups_[g].pages));
+        const int32_t index = s.pages[g][page];
+        if (index < 0 || static_cast<uint64_t>(index) >= groups_[g].pages)
+          refuse(of(index, " is a page in a cache of ", static_cast<int64_t>(groups_[g].pages)));
       }
     }
   }
-  need(rows == step.rows, "the sequences have " + std::to_string(rows) + " rows, the step " + std::to_string(step.rows));
+  if (rows != step.rows) refuse(of(rows, " rows in the sequences, in the step ", step.rows));
   const auto* embed = program_.records().empty() ? nullptr : std::get_if<Embed>(&program_.records().front());
   if (embed == nullptr || embed->partial) return;
   for (int32_t i = 0; i < step.rows; ++i) {
-    need(step.ids[i] >= embed->vocab_begin && step.ids[i] < embed->vocab_end,
-         "id " + std::to_string(step.ids[i]) + " is not in the vocabulary");
+    if (step.ids[i] < embed->vocab_begin || step.ids[i] >= embed->vocab_end)
+      refuse(of(step.ids[i], " is an id in a vocabulary of ", embed->vocab_end));
   }
 }
 

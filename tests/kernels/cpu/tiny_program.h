@@ -2,6 +2,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -46,6 +47,7 @@ struct TinyProgram {
   std::vector<TinyWeight> weights;
   std::vector<KvShape> kv;
 
+  TinyProgram() = default;
   explicit TinyProgram(const TinyShape& s) : shape(s), random(s.seed) {
     kv.push_back({static_cast<int32_t>(s.layers), s.kv_heads, s.head_dim, s.window});
     const WeightSlice table = matrix(s.vocab, s.hidden, s.tied ? Use::product_and_table : Use::table);
@@ -174,23 +176,36 @@ class TinyRun {
   };
   // Logits of every row of the step, [rows][vocab].
   std::vector<std::vector<float>> forward(const std::vector<Piece>& pieces) {
-    ids_.clear(), positions_.clear(), heads_.clear(), rows_.clear();
-    for (const Piece& piece : pieces) {
-      SequenceRows s{piece.sequence->slot, static_cast<int32_t>(ids_.size()), piece.rows, piece.position};
-      s.pages[0] = piece.sequence->pages.data();
-      for (int32_t i = 0; i < piece.rows; ++i) {
-        heads_.push_back(static_cast<int32_t>(ids_.size()));
-        ids_.push_back(piece.sequence->ids[static_cast<size_t>(piece.position + i)]);
-        positions_.push_back(piece.position + i);
-      }
-      rows_.push_back(s);
-    }
+    forget_step();
+    for (const Piece& piece : pieces) add(piece);
     executable_->forward(step(), nullptr, nullptr);
+    return logits();
+  }
+  void forget_step() { ids_.clear(), positions_.clear(), heads_.clear(), rows_.clear(); }
+  void add(const Piece& piece) {
+    SequenceRows s{piece.sequence->slot, static_cast<int32_t>(ids_.size()), piece.rows, piece.position};
+    s.pages[0] = piece.sequence->pages.data();
+    for (int32_t i = 0; i < piece.rows; ++i) {
+      heads_.push_back(static_cast<int32_t>(ids_.size()));
+      ids_.push_back(piece.sequence->ids[static_cast<size_t>(piece.position + i)]);
+      positions_.push_back(piece.position + i);
+    }
+    rows_.push_back(s);
+  }
+  std::vector<std::vector<float>> logits() const {
     std::vector<std::vector<float>> logits;
     const int64_t vocab = model_.program.vocab();
     for (size_t i = 0; i < heads_.size(); ++i)
       logits.emplace_back(executable_->logits() + i * vocab, executable_->logits() + (i + 1) * vocab);
     return logits;
+  }
+  // One stage of several: float[rows, hidden] comes in, unless it embeds, and goes out, unless it has the head.
+  std::vector<float> stage(const Piece& piece, const float* hidden_in) {
+    forget_step();
+    add(piece);
+    std::vector<float> out(static_cast<size_t>(piece.rows * model_.program.hidden()));
+    executable_->forward(step(), hidden_in, out.data());
+    return out;
   }
   StepRows step() const {
     StepRows s;
@@ -223,8 +238,7 @@ inline TinySequence random_sequence(int32_t slot, int32_t length, int64_t vocab,
   TinySequence s{slot, {}, {}};
   for (int32_t i = 0; i < length; ++i) s.ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocab)));
   const int32_t pages = (length + page_tokens - 1) / page_tokens;
-  for (int32_t i = 0; i < pages; ++i) s.pages.push_back(first_page + (i * 7 + 3) % pages);  // in no order
-  for (int32_t i = 0; i < pages; ++i) s.pages[i] = first_page + i;
+  for (int32_t i = 0; i < pages; ++i) s.pages.push_back(first_page + i);
   std::shuffle(s.pages.begin(), s.pages.end(), random);
   return s;
 }
