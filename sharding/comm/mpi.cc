@@ -29,7 +29,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
 constexpr int kTag = 0;
-constexpr microseconds kSpin{200}, kFirstNap{20}, kLongestNap{1000};
+constexpr microseconds kAlone{10}, kSpin{200}, kFirstNap{20}, kLongestNap{1000};
 constexpr std::chrono::milliseconds kGoodbye{2000};  // how long a destructor waits for what is still on its way
 
 std::mutex mpi_mutex;  // MPI is one per process, whatever number of communicators there is
@@ -195,14 +195,16 @@ class Mpi final : public MessageCommunicator {
   void wait(Done&& done) {
     const auto start = Clock::now();
     auto nap = kFirstNap;
-    for (int round = 0;; ++round) {
+    for (;;) {
       {
         const std::lock_guard lock(mpi_mutex);
         if (done()) return;
       }
       check_abort();
-      if (Clock::now() - start < kSpin) {
-        if (crowded_ && round % 4 == 3) sched_yield();
+      const auto waited = Clock::now() - start;
+      if (waited < kSpin) {
+        // The rank that is waited for may need this very core.
+        if (crowded_ || waited > kAlone) sched_yield();
         continue;
       }
       std::this_thread::sleep_for(nap);
