@@ -59,7 +59,8 @@ void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator
     // The stage loads on the worker's own thread; ready is said when it has.
     auto loaded = std::make_shared<std::promise<void>>();
     auto told = std::make_shared<std::atomic<bool>>(false);
-    callbacks.ready = [loaded, told] {
+    callbacks.ready = [loaded, told, ready = callbacks.ready] {
+      ready();
       if (!told->exchange(true)) loaded->set_value();
     };
     const auto failed = callbacks.failed;
