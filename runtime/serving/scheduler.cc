@@ -434,7 +434,7 @@ bool Scheduler::build(int32_t group, Step& step) {
   return true;
 }
 
-// Fills chunks_. False when the step would have no rows.
+// Fills chunks_: prompts by rank, those that are admitted for it among them. False when the step would have no rows.
 bool Scheduler::choose_chunks(Lane& lane, int32_t group) {
   int32_t budget = decoding_ ? options_.decode_chunk : options_.chunk;
   const auto take = [&](Sequence& s) {
@@ -449,25 +449,33 @@ bool Scheduler::choose_chunks(Lane& lane, int32_t group) {
     budget -= tokens;
     s.passed_over = 0;
   };
+  // Whoever waits and ranks before `next` (null: whoever waits). A new sequence joins the group with the fewest.
+  const auto admit_before = [&](const Sequence* next) {
+    while (budget > 0 && !free_slots_.empty()) {
+      Sequence* first = first_waiting();
+      if (!first || (next && !(first->rank() < next->rank()))) return;
+      const auto more = [&](const Lane& other) { return other.sequences < lane.sequences; };
+      if (std::any_of(lanes_.begin(), lanes_.end(), more) || !admit(*first, group)) return;
+      admitted_.push_back(first->key);
+      take(*first);
+    }
+  };
   std::vector<Sequence*> order = lane.prefilling;
   const auto overdue = std::find_if(order.begin(), order.end(), [](const Sequence* s) { return s->passed_over >= kMostPassedOver; });
-  if (overdue != order.end()) std::rotate(order.begin(), overdue, overdue + 1);
-  for (Sequence* s : order) {
-    if (s->phase != Sequence::Phase::prefill) continue;  // preempted by one before it
+  const bool one_is_overdue = overdue != order.end();
+  if (one_is_overdue) std::rotate(order.begin(), overdue, overdue + 1);
+  for (size_t i = 0; i < order.size(); ++i) {
+    Sequence& s = *order[i];
+    if (i > 0 || !one_is_overdue) admit_before(&s);
+    const bool chosen = std::any_of(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) { return chunk.sequence == &s; });
+    if (s.phase != Sequence::Phase::prefill || chosen) continue;  // preempted by one before it, perhaps admitted again
     if (budget > 0) {
-      take(*s);
+      take(s);
     } else {
-      ++s->passed_over;
+      ++s.passed_over;
     }
   }
-  // A new sequence joins the group with the fewest.
-  while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
-    const bool fewest = std::all_of(lanes_.begin(), lanes_.end(), [&](const Lane& other) { return lane.sequences <= other.sequences; });
-    Sequence* s = first_waiting();
-    if (!fewest || !admit(*s, group)) break;
-    admitted_.push_back(s->key);
-    take(*s);
-  }
+  admit_before(nullptr);
   return !chunks_.empty() || !lane.decoding.empty();
 }
 

@@ -28,14 +28,15 @@ class Adversary {
     options_.vocab = 20 + pick(200);
     options_.prefix_cache = pick(4) > 0;
     options_.check_digests = true;
+    tight_ = pick(4) == 0;
     const int32_t least = (options_.context + options_.page_tokens - 1) / options_.page_tokens;
     const int32_t kv_groups = 1 + (pick(4) == 0);
     for (int32_t g = 0; g < kv_groups; ++g) {
-      const int32_t window = pick(3) == 0 ? 2 + pick(options_.context) : 0;
+      const int32_t window = tight_ ? 2 + pick(20) : pick(3) == 0 ? 2 + pick(options_.context) : 0;
       options_.kv_windows.push_back(window);
       const int32_t enough =
           window && window < options_.context ? std::min(least, (window + options_.page_tokens - 2) / options_.page_tokens + 1) : least;
-      options_.kv_pages.push_back(enough + (pick(3) ? pick(least) : least * options_.max_batch));
+      options_.kv_pages.push_back(enough + (tight_ ? pick(enough) : pick(3) ? pick(least) : least * options_.max_batch));
     }
     EXPECT_EQ(Scheduler::usable_context(options_), options_.context);
     requests_left_ = 5 + pick(30);
@@ -106,7 +107,7 @@ class Adversary {
     r.id = std::to_string(++key_);
     r.all_logits = pick(10) == 0;
     const int32_t most = options_.context - (r.all_logits ? 0 : 1);
-    const int32_t length = 1 + pick(pick(2) ? most : std::min(most, 20));
+    const int32_t length = 1 + pick(pick(2) || tight_ ? most : std::min(most, 20));
     const int32_t shared = pick(2) ? pick(length + 1) : 0;
     for (int32_t i = 0; i < length; ++i) r.prompt.push_back(i < shared ? common_[static_cast<size_t>(i)] : pick(options_.vocab));
     r.priority = pick(3) ? 0 : pick(5) - 2;
@@ -241,7 +242,7 @@ class Adversary {
   int32_t requests_left_ = 0, added_ = 0, terminal_ = 0;
   int32_t haste_ = 0;  // one action in so many is an interference
   int32_t completed_ = 0;
-  bool windowed_ = false;
+  bool windowed_ = false, tight_ = false;  // tight: little windows, long prompts, few pages
 };
 
 TEST(SchedulerSimulation, AThousandSeeds) {

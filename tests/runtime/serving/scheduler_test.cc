@@ -130,6 +130,36 @@ TEST(Scheduler, ALoneLongPromptFillsThePipeline) {  // chunks need no ids, so on
   rig.run();
 }
 
+TEST(Scheduler, OneSequenceRunsOneStepAheadInAnyPipeline) {
+  EngineOptions o = base();
+  o.groups = 4;
+  Rig rig(o);
+  rig.add(1, prompt_of(10, 20));
+  EXPECT_EQ(rig.issue().size(), 2u);
+  rig.commit();
+  EXPECT_EQ(rig.issue().size(), 1u);
+  rig.run();
+}
+
+TEST(Scheduler, AnUrgentPromptGoesBeforeALongOne) {
+  EngineOptions o = base();
+  o.chunk = 50;
+  Rig rig(o);
+  rig.add(1, prompt_of(1000, 1));
+  rig.issue();
+  rig.add(2, prompt_of(40, 1, 300));
+  Request urgent = prompt_of(40, 1, 600);
+  urgent.priority = 1;
+  rig.add(3, std::move(urgent));
+  rig.commit();
+  const auto steps = rig.issue();
+  ASSERT_EQ(steps.size(), 1u);
+  EXPECT_THAT(rig.admitted, ElementsAre(1, 3));
+  EXPECT_EQ(steps[0].rows[0].tokens, 40);
+  EXPECT_EQ(steps[0].rows[1].tokens, 10);
+  rig.run();
+}
+
 TEST(Scheduler, NewSequencesJoinTheSmallestGroup) {
   EngineOptions o = base();
   o.groups = 3;
@@ -283,6 +313,38 @@ TEST(Scheduler, PreemptsTheLowestAndLatestAndContinuesItAlike) {
   EXPECT_EQ(order[0], 1u);
   EXPECT_EQ(order[3], 2u);  // the lowest priority paid, then the latest
   for (uint64_t key = 1; key <= 4; ++key) EXPECT_EQ(rig.got[key], rig.expected[key]);
+}
+
+TEST(Scheduler, NobodyIsPreemptedForPagesThatAreAboutToBeFree) {
+  EngineOptions o = base();
+  o.page_tokens = 4;
+  o.context = 32;
+  o.kv_pages = {8};
+  o.prefix_cache = false;
+  Rig rig(o);
+  rig.add(1, prompt_of(12, 20));
+  rig.add(2, prompt_of(12, 1, 30));  // these two end with the first step, and hold what the first needs for its second
+  rig.add(3, prompt_of(7, 1, 50));
+  EXPECT_EQ(rig.issue().size(), 1u);
+  EXPECT_EQ(rig.scheduler.running(), 3);
+  rig.commit();
+  EXPECT_EQ(rig.issue().size(), 2u);
+  rig.run();
+  EXPECT_EQ(rig.scheduler.counters().preemptions, 0u);
+}
+
+TEST(Scheduler, AStopIdBeforeMinTokensIsNoStop) {  // whatever the workers drew
+  Rig rig(base());
+  Request r = prompt_of(10, 20);
+  r.stopping.stop_ids = {7};
+  r.stopping.min_tokens = 2;
+  rig.add(1, r);
+  rig.issue();
+  StepResult result = rig.under_way.front();
+  result.tokens[0].id = 7;
+  const auto events = rig.scheduler.commit(result);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(events[0].finish, FinishReason::none);
 }
 
 TEST(Scheduler, RecomputeUsesTheCache) {
