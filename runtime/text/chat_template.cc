@@ -16,10 +16,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// transformers hands messages on with a null content left out, and the reasoning under all of the names that templates read.
+// transformers hands messages on without their nulls, and the reasoning under all of the names that templates read.
 jinja::Value message_value(const Json& message) {
   const jinja::Value plain = jinja::Value::from_json(message, 1);
-  if (!plain.is_dict()) return plain;
   const jinja::Dict& given = plain.as_dict();
   const jinja::Value* reasoning = nullptr;
   for (const char* name : {"reasoning_content", "thinking", "reasoning"}) {
@@ -29,8 +28,7 @@ jinja::Value message_value(const Json& message) {
   jinja::Dict out;
   if (reasoning) out.set(jinja::Value::string("thinking"), *reasoning);
   for (const auto& [key, value] : given.items()) {
-    if (value.is_none() && key.is_string() && key.as_string() == "content") continue;
-    out.set(key, value);
+    if (!value.is_none()) out.set(key, value);
   }
   if (reasoning) out.set(jinja::Value::string("reasoning_content"), *reasoning);
   return jinja::Value::dict(std::move(out));
@@ -77,8 +75,11 @@ std::string ChatTemplate::render(const Json& messages, const Json& tools, bool a
       for (const auto& [name, value] : variables.items()) scope.names[name] = jinja::Value::from_json(value);
     }
     jinja::List list;
-    if (!messages.is_array()) bad_input("messages", "is not a list (of {role, content})");
-    for (const Json& message : messages) list.push_back(message_value(message));
+    if (!messages.is_array() || messages.empty()) bad_input("messages", "is not a list of messages (at least one {role, content})");
+    for (const Json& message : messages) {
+      if (!message.is_object()) bad_input("messages", "holds something other than a message (an object {role, content})");
+      list.push_back(message_value(message));
+    }
     scope.names["messages"] = jinja::Value::list(std::move(list));
     scope.names["tools"] = jinja::Value::from_json(tools);
     scope.names["add_generation_prompt"] = jinja::Value::boolean(add_generation_prompt);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/text/jinja_text.h"
 #include "runtime/text/utf8.h"
 
 namespace tandem::jinja {
@@ -40,9 +41,23 @@ struct LoopMethod final : Callable {
   std::string label;
 };
 
-int64_t checked(bool overflow, int64_t value) {
+void refuse_overflow(bool overflow) {
   if (overflow) template_error("a whole number leaves 64 bits");
-  return value;
+}
+int64_t add(int64_t a, int64_t b) {
+  int64_t out;
+  refuse_overflow(__builtin_add_overflow(a, b, &out));
+  return out;
+}
+int64_t subtract(int64_t a, int64_t b) {
+  int64_t out;
+  refuse_overflow(__builtin_sub_overflow(a, b, &out));
+  return out;
+}
+int64_t multiply(int64_t a, int64_t b) {
+  int64_t out;
+  refuse_overflow(__builtin_mul_overflow(a, b, &out));
+  return out;
 }
 
 double power(double base, double exponent) {
@@ -58,9 +73,9 @@ Value integer_power(int64_t base, int64_t exponent) {
   }
   int64_t result = 1;
   while (exponent > 0) {
-    if (exponent & 1) result = checked(__builtin_mul_overflow(result, base, &result), result);
+    if (exponent & 1) result = multiply(result, base);
     exponent >>= 1;
-    if (exponent > 0) base = checked(__builtin_mul_overflow(base, base, &base), base);
+    if (exponent > 0) base = multiply(base, base);
   }
   return Value::integer(result);
 }
@@ -335,8 +350,7 @@ Value Evaluator::evaluate(const Expression& expression, Scope& scope) {
       const Value value = evaluate(*parts[0], scope);
       if (value.is_real()) return Value::real(-value.as_real());
       if (!value.is_number()) template_error(value.is_undefined() ? value.undefined_hint() : "bad operand type for unary -: '" + value.type_name() + "'");
-      int64_t out = 0;
-      return Value::integer(checked(__builtin_sub_overflow(int64_t{0}, value.as_int(), &out), out));
+      return Value::integer(subtract(0, value.as_int()));
     }
     case Kind::positive: {
       const Value value = evaluate(*parts[0], scope);
@@ -409,8 +423,13 @@ Value Evaluator::binary(const std::string& op, const Value& left, const Value& r
   }
   if (left.is_string() || right.is_string() || left.is_sequence() || right.is_sequence()) {
     if (op == "+" && left.is_string() && right.is_string()) {
+      if (left.is_markup() != right.is_markup()) {
+        const std::string joined = left.is_markup() ? left.as_string() + escape_html(right.as_string()) : escape_html(left.as_string()) + right.as_string();
+        spend_bytes(joined.size());
+        return Value::string(joined, true);
+      }
       spend_bytes(left.as_string().size() + right.as_string().size());
-      return Value::string(left.as_string() + right.as_string());
+      return Value::string(left.as_string() + right.as_string(), left.is_markup());
     }
     if (op == "+" && left.is_sequence() && right.is_sequence() && left.is_tuple() == right.is_tuple()) {
       List items = left.as_list();
@@ -457,15 +476,14 @@ Value Evaluator::binary(const std::string& op, const Value& left, const Value& r
     return Value::real(rest);
   }
   const int64_t a = left.as_int(), b = right.as_int();
-  int64_t out = 0;
-  if (op == "+") return Value::integer(checked(__builtin_add_overflow(a, b, &out), out));
-  if (op == "-") return Value::integer(checked(__builtin_sub_overflow(a, b, &out), out));
-  if (op == "*") return Value::integer(checked(__builtin_mul_overflow(a, b, &out), out));
+  if (op == "+") return Value::integer(add(a, b));
+  if (op == "-") return Value::integer(subtract(a, b));
+  if (op == "*") return Value::integer(multiply(a, b));
   if (op == "**") return integer_power(a, b);
   if (b == 0) template_error("division by zero");
   if (b == -1) {  // the one quotient that overflows
     if (op == "%") return Value::integer(0);
-    return Value::integer(checked(__builtin_sub_overflow(int64_t{0}, a, &out), out));
+    return Value::integer(subtract(0, a));
   }
   int64_t quotient = a / b, rest = a % b;
   if (rest != 0 && (rest < 0) != (b < 0)) {

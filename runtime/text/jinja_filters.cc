@@ -73,6 +73,7 @@ Value extreme(Evaluator& evaluator, const Value& value, Call& call, int wanted) 
 }
 
 Value select(Evaluator& evaluator, const Value& value, Call& call, bool by_attribute, bool wanted) {
+  if (!value.truth()) return Value::list({});  // also of none
   const List items = value.iterate();
   Call rest = call;
   Value path = Value::none();
@@ -98,6 +99,7 @@ Value select(Evaluator& evaluator, const Value& value, Call& call, bool by_attri
 
 Value map(Evaluator& evaluator, const Value& value, Call& call) {
   List out;
+  if (!value.truth()) return Value::list({});  // also of none
   if (const Value* path = call.find("attribute"); path && call.positional.empty()) {
     const Value* preset = call.find("default");
     for (const Value& item : value.iterate()) {
@@ -341,21 +343,6 @@ Value truncate(Evaluator& evaluator, const Value& value, Call& call) {
   return evaluator.text(kept + end);
 }
 
-std::string escape_html(std::string_view text) {
-  std::string out;
-  for (char c : text) {
-    switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '\'': out += "&#39;"; break;
-      case '"': out += "&#34;"; break;
-      default: out += c;
-    }
-  }
-  return out;
-}
-
 std::string url_quote(std::string_view text) {
   constexpr char digits[] = "0123456789ABCDEF";
   std::string out;
@@ -401,8 +388,17 @@ const std::unordered_map<std::string_view, Filter>& filters() {
     t["title"] = [](Evaluator& e, const Value& v, Call&) { return e.text(title_text(text_of(v), true)); };
     t["capitalize"] = [](Evaluator& e, const Value& v, Call&) { return e.text(capitalize_text(text_of(v))); };
     t["string"] = [](Evaluator& e, const Value& v, Call&) { return v.is_string() ? v : e.text(v.str()); };
-    t["safe"] = t["forceescape"] = [](Evaluator& e, const Value& v, Call&) { return v.is_string() ? v : e.text(v.str()); };
-    t["escape"] = t["e"] = t["forceescape"] = [](Evaluator& e, const Value& v, Call&) { return e.text(escape_html(text_of(v))); };
+    t["safe"] = [](Evaluator& e, const Value& v, Call&) {
+      std::string out = text_of(v);
+      e.spend_bytes(out.size());
+      return Value::string(std::move(out), true);
+    };
+    t["forceescape"] = [](Evaluator& e, const Value& v, Call&) {
+      std::string out = escape_html(text_of(v));
+      e.spend_bytes(out.size());
+      return Value::string(std::move(out), true);
+    };
+    t["escape"] = t["e"] = [](Evaluator& e, const Value& v, Call& c) { return v.is_markup() ? v : e.apply_filter("forceescape", v, c); };
     t["urlencode"] = [](Evaluator& e, const Value& v, Call&) { return e.text(url_quote(text_of(v))); };
     t["list"] = [](Evaluator& e, const Value& v, Call&) { return e.list(v.iterate()); };
     t["items"] = [](Evaluator&, const Value& v, Call&) { return items_of(v); };

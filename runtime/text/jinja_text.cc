@@ -52,6 +52,21 @@ std::string lower_text(std::string_view text) {
   return with_icu(text, [](icu::StringPiece in, icu::ByteSink& out, UErrorCode& status) { icu::CaseMap::utf8ToLower("", 0, in, out, nullptr, status); });
 }
 
+std::string escape_html(std::string_view text) {
+  std::string out;
+  for (char c : text) {
+    switch (c) {
+      case '&': out += "&amp;"; break;
+      case '<': out += "&lt;"; break;
+      case '>': out += "&gt;"; break;
+      case '\'': out += "&#39;"; break;
+      case '"': out += "&#34;"; break;
+      default: out += c;
+    }
+  }
+  return out;
+}
+
 std::string capitalize_text(std::string_view text) {
   if (text.empty()) return {};
   const DecodedChar first = decode_utf8(text, 0);

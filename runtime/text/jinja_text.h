@@ -14,6 +14,7 @@ std::string upper_text(std::string_view text);
 std::string lower_text(std::string_view text);
 std::string capitalize_text(std::string_view text);
 std::string title_text(std::string_view text, bool jinja);  // jinja: the filter's idea of a word; else str.title's
+std::string escape_html(std::string_view text);
 bool is_cased(std::string_view text, bool upper);           // str.isupper, str.islower
 std::string strip_text(std::string_view text, const std::optional<std::string>& characters, bool left, bool right);  // no characters: white space
 std::vector<std::string> split_text(std::string_view text, std::string_view separator, int64_t limit);               // limit < 0: none

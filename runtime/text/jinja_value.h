@@ -61,6 +61,10 @@ struct Callable {
 };
 struct Loop;  // the `loop` variable, jinja_evaluator.h
 
+struct String {
+  std::string text;
+  bool markup = false;  // marked as safe HTML: adding plain text to it escapes the text
+};
 struct Undefined {
   std::shared_ptr<const std::string> what;  // "'x' is undefined"
 };
@@ -77,7 +81,7 @@ class Value {
   static Value boolean(bool v) { return Value(Data(v)); }
   static Value integer(int64_t v) { return Value(Data(v)); }
   static Value real(double v) { return Value(Data(v)); }
-  static Value string(std::string v) { return Value(Data(std::make_shared<const std::string>(std::move(v)))); }
+  static Value string(std::string v, bool markup = false) { return Value(Data(std::make_shared<const String>(String{std::move(v), markup}))); }
   static Value sequence(List items, bool tuple);  // checks the depth
   static Value list(List items) { return sequence(std::move(items), false); }
   static Value dict(Dict items);
@@ -93,6 +97,7 @@ class Value {
   bool is_real() const { return std::holds_alternative<double>(data_); }
   bool is_number() const { return is_bool() || is_int() || is_real(); }
   bool is_string() const { return std::holds_alternative<Text>(data_); }
+  bool is_markup() const { return is_string() && std::get<Text>(data_)->markup; }
   bool is_sequence() const { return std::holds_alternative<Items>(data_); }
   bool is_tuple() const { return is_sequence() && std::get<Items>(data_)->tuple; }
   bool is_dict() const { return std::holds_alternative<Map>(data_); }
@@ -103,7 +108,7 @@ class Value {
   bool as_bool() const { return std::get<bool>(data_); }
   int64_t as_int() const { return is_bool() ? as_bool() : std::get<int64_t>(data_); }  // a bool or an int
   double as_real() const { return is_real() ? std::get<double>(data_) : static_cast<double>(as_int()); }
-  const std::string& as_string() const { return *std::get<Text>(data_); }
+  const std::string& as_string() const { return std::get<Text>(data_)->text; }
   const List& as_list() const { return std::get<Items>(data_)->items; }
   const Dict& as_dict() const { return *std::get<Map>(data_); }
   Namespace& as_space() const { return *std::get<Namespace*>(data_); }
@@ -125,7 +130,7 @@ class Value {
   std::string hash_key() const;            // equal for equal keys; an error for unhashable values
 
  private:
-  using Text = std::shared_ptr<const std::string>;
+  using Text = std::shared_ptr<const String>;
   using Items = std::shared_ptr<const Sequence>;
   using Map = std::shared_ptr<const Dict>;
   using Function = std::shared_ptr<const Callable>;
