@@ -97,6 +97,10 @@ inline __m256 look_up_8(Table t, __m256i index) {  // bit 3 of the index, moved 
 }
 inline F look_up(Table t, I index) { return {look_up_8(t, index.a), look_up_8(t, index.b)}; }
 inline F gather(const float* base, I index) { return {_mm256_i32gather_ps(base, index.a, 4), _mm256_i32gather_ps(base, index.b, 4)}; }
+inline F look_up_256(const float* p, I index) { return gather(p, index); }
+inline bool differ(I x, I y) {
+  return _mm256_movemask_epi8(_mm256_and_si256(_mm256_cmpeq_epi32(x.a, y.a), _mm256_cmpeq_epi32(x.b, y.b))) != -1;
+}
 template <int n>
 inline I top_byte(I x) {
   constexpr char k = static_cast<char>(-128);

@@ -56,6 +56,18 @@ inline I lanes_i() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 
 inline I less_32(I a) { return _mm512_sub_epi8(a, _mm512_set1_epi8(32)); }
 inline Table table(const float* p) { return _mm512_loadu_ps(p); }
 inline F look_up(Table t, I index) { return _mm512_permutexvar_ps(index, t); }
+inline F look_up_256(const float* p, I index) {  // 32 entries at a time, then by bits 5, 6 and 7
+  const __mmask16 bit5 = _mm512_test_epi32_mask(index, set(32)), bit6 = _mm512_test_epi32_mask(index, set(64));
+  F quarter[4];
+  for (int i = 0; i < 4; ++i) {
+    const float* at = p + 64 * i;
+    const F even = _mm512_permutex2var_ps(load_f(at), index, load_f(at + 16));
+    quarter[i] = _mm512_mask_mov_ps(even, bit5, _mm512_permutex2var_ps(load_f(at + 32), index, load_f(at + 48)));
+  }
+  const F low = _mm512_mask_mov_ps(quarter[0], bit6, quarter[1]), high = _mm512_mask_mov_ps(quarter[2], bit6, quarter[3]);
+  return _mm512_mask_mov_ps(low, _mm512_test_epi32_mask(index, set(128)), high);
+}
+inline bool differ(I a, I b) { return _mm512_cmpneq_epi32_mask(a, b) != 0; }
 inline F gather(const float* base, I index) { return _mm512_i32gather_ps(index, base, 4); }
 template <int n>
 inline I top_byte(I a) {

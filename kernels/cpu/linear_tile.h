@@ -7,14 +7,24 @@
 //     no contraction across it      store(p, F, lanes)
 //   I load_i(p)  set(x)  splat_i(p)  and_(I, I)  or_(I, I)  srl<n>(I)  sll<n>(I)  srl(I, n)  add_i  to_float(I)  bytes_u(p): 16 uint8
 //     widened   bytes_s(p): 16 int8 widened
-//   Table, table(p), look_up(Table, I) by the low four bits of each dword; gather(base, I)
+//   Table, table(p), look_up(Table, I) by the low four bits of each dword; look_up_256(p, I); gather(base, I); differ(I, I): anywhere
 //   top_byte<n>(I): byte n of each dword moved to the top, zero below
 //   I dot(acc, I u8, p): acc + the sum over four bytes of u8 * (four int8 at p)
 //   signed: I prepare_signed(I s8)  I signed_start(p): where dot sums start, p an Int8Block::offset   dot_signed(acc, prepared, p)
 //
+// The products are flattened (everything is inlined into them): sums that are not all in registers cost a factor of three.
+//
 // One order of additions along K for any number of tokens, so that a row's result does not depend on its company: int8 sums are exact
 // within 32 columns and added to a float chain block by block; fp32 keeps two chains (even and odd steps) that are folded into the
 // total every 32 columns.
+
+// Weights are asked for this far ahead: what a core's own prefetchers bring is a third of what memory can deliver. The addresses run on
+// past the tile and past the matrix, into what is needed next when a loader lays matrices out in the order of their use.
+constexpr int64_t kAhead = 10240;
+template <int64_t kBytes>
+inline void prefetch(const std::byte* at) {
+  for (int64_t i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(at + kAhead + i), _MM_HINT_T0);
+}
 
 template <int kTokens>
 struct Int8Sums {
@@ -102,6 +112,18 @@ struct Fp32Sums {
       even[t] = odd[t] = zero_f();
     }
   }
+  void fold(F scale) {  // both chains have summed unscaled codes
+    for (int t = 0; t < kTokens; ++t) {
+      total[t] = fma(add(even[t], odd[t]), scale, total[t]);
+      even[t] = odd[t] = zero_f();
+    }
+  }
+  void fold(F even_scale, F odd_scale) {
+    for (int t = 0; t < kTokens; ++t) {
+      total[t] = fma(odd[t], odd_scale, fma(even[t], even_scale, total[t]));
+      even[t] = odd[t] = zero_f();
+    }
+  }
 };
 
 // --- the GGUF types: decoded per unit ---
@@ -113,7 +135,7 @@ inline Table nibble_values(int bias) {
   return table(values);
 }
 
-// A nibble block for fp32 activations: value(code) gives the weights.
+// A nibble block for fp32 activations, not folded: value(code) gives the weights.
 template <int kTokens, class Value>
 inline void nibbles_fp32(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s, const Table& codes, Value value) {
   for (int j = 0; j < 4; ++j) {
@@ -128,20 +150,23 @@ inline void nibbles_fp32(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s, c
     s.template take<false>(value(look_up(codes, srl<24>(v))), low + 3);
     s.template take<true>(value(look_up(codes, srl<28>(v))), high + 3);
   }
-  s.fold();
 }
-// Eight vectors of four int8 columns each; d is the scale divided by 2^24, because the codes come at the top of a dword.
-template <int kTokens, class Decode, class Scale>
-inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode, Scale scale) {
-  for (int j = 0; j < 8; ++j) {
-    const I v = decode(j);
-    const F d = scale(j);
-    s.template take<false>(mul(to_float(top_byte<0>(v)), d), k + 4 * j);
-    s.template take<true>(mul(to_float(top_byte<1>(v)), d), k + 4 * j + 1);
-    s.template take<false>(mul(to_float(top_byte<2>(v)), d), k + 4 * j + 2);
-    s.template take<true>(mul(to_float(top_byte<3>(v)), d), k + 4 * j + 3);
+// Eight vectors of four int8 columns each, not folded: the even chain has columns 0 .. 15, the odd chain 16 .. 31, both times 2^24,
+// because the codes come at the top of a dword.
+template <int kTokens, class Decode>
+inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
+  for (int j = 0; j < 4; ++j) {
+    const I near = decode(j), far = decode(j + 4);
+    const int64_t at = k + 4 * j;
+    s.template take<false>(to_float(top_byte<0>(near)), at);
+    s.template take<true>(to_float(top_byte<0>(far)), at + 16);
+    s.template take<false>(to_float(top_byte<1>(near)), at + 1);
+    s.template take<true>(to_float(top_byte<1>(far)), at + 17);
+    s.template take<false>(to_float(top_byte<2>(near)), at + 2);
+    s.template take<true>(to_float(top_byte<2>(far)), at + 18);
+    s.template take<false>(to_float(top_byte<3>(near)), at + 3);
+    s.template take<true>(to_float(top_byte<3>(far)), at + 19);
   }
-  s.fold();
 }
 inline F by_two_to_minus_24(F d) {
   alignas(64) static constexpr float kScale[1] = {0x1p-24f};
@@ -160,8 +185,8 @@ struct Q40Kernel {
   static void unit(const std::byte* at, int64_t k, int blocks, Fp32Sums<kTokens>& s) {
     const Table codes = nibble_values(8);
     for (int b = 0; b < blocks; ++b) {
-      const F d = load_half(at + 512 + b * 32);
-      nibbles_fp32(at + b * 256, k + b * 32, s, codes, [&](F q) { return mul(q, d); });
+      nibbles_fp32(at + b * 256, k + b * 32, s, codes, [](F q) { return q; });
+      s.fold(load_half(at + 512 + b * 32));
     }
   }
   template <int kTokens>
@@ -184,6 +209,7 @@ struct Q41Kernel {
     for (int b = 0; b < blocks; ++b) {
       const F d = load_half(at + 512 + b * 32), m = load_half(at + 576 + b * 32);
       nibbles_fp32(at + b * 256, k + b * 32, s, codes, [&](F q) { return fma(q, d, m); });  // q * d is exact
+      s.fold();
     }
   }
   template <int kTokens>
@@ -201,9 +227,8 @@ struct Q80Kernel {
   template <int kTokens>
   static void unit(const std::byte* at, int64_t k, int blocks, Fp32Sums<kTokens>& s) {
     for (int b = 0; b < blocks; ++b) {
-      const F d = by_two_to_minus_24(load_half(at + 1024 + b * 32));
-      bytes_fp32(
-          k + b * 32, s, [&](int j) { return load_i(at + b * 512 + j * 64); }, [&](int) { return d; });
+      bytes_fp32(k + b * 32, s, [&](int j) { return load_i(at + b * 512 + j * 64); });
+      s.fold(by_two_to_minus_24(load_half(at + 1024 + b * 32)));
     }
   }
   template <int kTokens>
@@ -243,6 +268,7 @@ struct Q4kKernel {
     for (int b = 0; b < blocks; ++b) {
       const F d = scales.scaled(b), m = scales.least(b);
       nibbles_fp32(at + b * 256, k + b * 32, s, codes, [&](F q) { return fms(q, d, m); });
+      s.fold();
     }
   }
   template <int kTokens>
@@ -279,9 +305,8 @@ struct Q6kKernel {
     for (int b = 0; b < blocks; ++b) {
       I w[8];
       decode(at, b, w);
-      const F near = by_two_to_minus_24(scaled(at, d, 2 * b)), far = by_two_to_minus_24(scaled(at, d, 2 * b + 1));
-      bytes_fp32(
-          k + b * 32, s, [&](int j) { return less_32(w[j]); }, [&](int j) { return j < 4 ? near : far; });
+      bytes_fp32(k + b * 32, s, [&](int j) { return less_32(w[j]); });
+      s.fold(by_two_to_minus_24(scaled(at, d, 2 * b)), by_two_to_minus_24(scaled(at, d, 2 * b + 1)));
     }
   }
   template <int kTokens>
@@ -316,14 +341,17 @@ inline void for_tiles(int64_t tokens, int64_t bytes_a_token, int64_t tile_begin,
 }
 
 template <class K>
-void multiply_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
-                   int64_t tile_end, float* y, int64_t y_stride) {
+[[gnu::flatten]] void multiply_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                    int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
   const int64_t bytes = tile_bytes(K::kUnit, cols);
   for_tiles(tokens, int8_blocks(cols) * 48, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
     Int8Sums<count> sums(x.int8, token);
     const std::byte* at = resident + tile * bytes;
     int64_t k = 0;
-    for (; k + K::kUnit.cols <= cols; k += K::kUnit.cols, at += K::kUnit.bytes) K::unit(at, k, K::kUnit.cols / 32, sums);
+    for (; k + K::kUnit.cols <= cols; k += K::kUnit.cols, at += K::kUnit.bytes) {
+      prefetch<K::kUnit.bytes>(at);
+      K::unit(at, k, K::kUnit.cols / 32, sums);
+    }
     if (k < cols) K::unit(at, k, static_cast<int>((cols - k) / 32), sums);
     const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
     for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, K::result(sums, t), lanes);
@@ -331,14 +359,17 @@ void multiply_int8(const std::byte* resident, int64_t rows, int64_t cols, const 
 }
 
 template <class K>
-void multiply_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
-                   int64_t tile_end, float* y, int64_t y_stride) {
+[[gnu::flatten]] void multiply_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                    int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
   const int64_t bytes = tile_bytes(K::kUnit, cols);
   for_tiles(tokens, cols * 4, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
     Fp32Sums<count> sums(x, token);
     const std::byte* at = resident + tile * bytes;
     int64_t k = 0;
-    for (; k + K::kUnit.cols <= cols; k += K::kUnit.cols, at += K::kUnit.bytes) K::unit(at, k, K::kUnit.cols / 32, sums);
+    for (; k + K::kUnit.cols <= cols; k += K::kUnit.cols, at += K::kUnit.bytes) {
+      prefetch<K::kUnit.bytes>(at);
+      K::unit(at, k, K::kUnit.cols / 32, sums);
+    }
     if (k < cols) K::unit(at, k, static_cast<int>((cols - k) / 32), sums);
     const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
     for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.total[t], lanes);
@@ -348,6 +379,7 @@ void multiply_fp32(const std::byte* resident, int64_t rows, int64_t cols, const 
 // --- dense ---
 
 struct DenseFp32 {
+  static constexpr int64_t kBytes = 64;  // a column of a tile
   static int64_t tile(int64_t cols) { return cols * kTile * 4; }
   template <int kTokens>
   static void two(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s) {
@@ -360,6 +392,7 @@ struct DenseFp32 {
   }
 };
 struct DenseFp16 {
+  static constexpr int64_t kBytes = 32;
   static int64_t tile(int64_t cols) { return round_up(cols, 2) * kTile * 2; }
   template <int kTokens>
   static void two(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s) {
@@ -372,6 +405,7 @@ struct DenseFp16 {
   }
 };
 struct DenseBf16 {
+  static constexpr int64_t kBytes = 32;
   static int64_t tile(int64_t cols) { return round_up(cols, 2) * kTile * 2; }
   template <int kTokens>
   static void two(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s) {
@@ -386,13 +420,15 @@ struct DenseBf16 {
 };
 
 template <class K>
-void multiply_dense(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
-                    int64_t tile_end, float* y, int64_t y_stride) {
+[[gnu::flatten]] void multiply_dense(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                     int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
   for_tiles(tokens, cols * 4, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
     Fp32Sums<count> sums(x, token);
     const std::byte* at = resident + tile * K::tile(cols);
     int64_t k = 0;
     for (; k + 32 <= cols; k += 32) {
+      prefetch<K::kBytes * 32>(at + k * K::kBytes);
+#pragma GCC unroll 4
       for (int i = 0; i < 32; i += 2) K::two(at, k + i, sums);
       sums.fold();
     }
@@ -408,33 +444,34 @@ void multiply_dense(const std::byte* resident, int64_t rows, int64_t cols, const
 
 // Eight columns a lane as bitsandbytes stores them: the earlier of two in the high half of a byte.
 template <int kTokens>
-inline void eight_columns(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s, const Table& codes, F absmax) {
+inline void eight_columns(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s, const Table& codes) {
   const I v = load_i(at);
-  s.template take<false>(mul(look_up(codes, srl<4>(v)), absmax), k);
-  s.template take<true>(mul(look_up(codes, v), absmax), k + 1);
-  s.template take<false>(mul(look_up(codes, srl<12>(v)), absmax), k + 2);
-  s.template take<true>(mul(look_up(codes, srl<8>(v)), absmax), k + 3);
-  s.template take<false>(mul(look_up(codes, srl<20>(v)), absmax), k + 4);
-  s.template take<true>(mul(look_up(codes, srl<16>(v)), absmax), k + 5);
-  s.template take<false>(mul(look_up(codes, srl<28>(v)), absmax), k + 6);
-  s.template take<true>(mul(look_up(codes, srl<24>(v)), absmax), k + 7);
+  s.template take<false>(look_up(codes, srl<4>(v)), k);
+  s.template take<true>(look_up(codes, v), k + 1);
+  s.template take<false>(look_up(codes, srl<12>(v)), k + 2);
+  s.template take<true>(look_up(codes, srl<8>(v)), k + 3);
+  s.template take<false>(look_up(codes, srl<20>(v)), k + 4);
+  s.template take<true>(look_up(codes, srl<16>(v)), k + 5);
+  s.template take<false>(look_up(codes, srl<28>(v)), k + 6);
+  s.template take<true>(look_up(codes, srl<24>(v)), k + 7);
 }
 template <int kTokens>
 inline void four_bit_block(const std::byte* at, int64_t k, int64_t block, Fp32Sums<kTokens>& s, const Table& codes, F absmax) {
   if (block >= 32) {
     for (int64_t i = 0; i < block; i += 32) {
-      for (int j = 0; j < 4; ++j) eight_columns(at + (i / 8 + j) * 64, k + i + j * 8, s, codes, absmax);
-      s.fold();
+      prefetch<256>(at + i * 8);
+      for (int j = 0; j < 4; ++j) eight_columns(at + (i / 8 + j) * 64, k + i + j * 8, s, codes);
+      s.fold(absmax);
     }
     return;
   }
-  for (int64_t i = 0; i < block; i += 8) eight_columns(at + i / 8 * 64, k + i, s, codes, absmax);
-  s.fold();
+  for (int64_t i = 0; i < block; i += 8) eight_columns(at + i / 8 * 64, k + i, s, codes);
+  s.fold(absmax);
 }
 
 template <bool kNested>
-void multiply_four_bit(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
-                       int64_t tile_end, float* y, int64_t y_stride) {
+[[gnu::flatten]] void multiply_four_bit(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                        int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
   const auto& header = *reinterpret_cast<const FourBitHeader*>(resident);
   const std::byte* tiles = resident + (kNested ? kNestedHeader : kFourBitHeader);
   const int64_t block = header.block;
@@ -449,9 +486,15 @@ void multiply_four_bit(const std::byte* resident, int64_t rows, int64_t cols, co
       const auto* nested = reinterpret_cast<const float*>(starts + 64);
       const I lane = lanes_i(), start = load_i(starts);
       const F offset = splat(&header.offset);
+      I group = srl(start, header.shift);
+      F nested_absmax = gather(nested, add_i(sll<4>(group), lane));
       for (int64_t k = 0; k < cols; k += block, scales += kTile) {
-        const I group = srl(add_i(start, set(static_cast<int>(k))), header.shift);
-        const F product = mul(gather(header.nested_map, bytes_u(scales)), gather(nested, add_i(sll<4>(group), lane)));
+        const I here = srl(add_i(start, set(static_cast<int>(k))), header.shift);
+        if (differ(here, group)) {  // once in 256 blocks for each row
+          group = here;
+          nested_absmax = gather(nested, add_i(sll<4>(group), lane));
+        }
+        const F product = mul(look_up_256(header.nested_map, bytes_u(scales)), nested_absmax);
         four_bit_block(at + k * 8, k, block, sums, codes, add(round_here(product), offset));  // two roundings
       }
     } else {
