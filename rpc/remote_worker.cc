@@ -34,7 +34,7 @@ std::chrono::system_clock::time_point after(double seconds) {
   return std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::system_clock::duration>(Seconds(seconds));
 }
 
-// The stream and what is known about it. Reactions come on gRPC's threads; `mutex_` guards everything that has no word of its own.
+// The stream and what is known about it. Reactions come on gRPC's threads; `mutex_` guards what stands under it.
 class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::FromCoordinator> {
  public:
   Session(const RemoteWorkerOptions& options, const std::function<void(const Error&)>& lost) : options_(options), on_lost_(lost) {}
@@ -118,14 +118,17 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   }
 
   void take(LoadedWorker loaded) {
+    {
+      const std::lock_guard lock(worker_mutex_);
+      worker_ = std::move(loaded.worker);
+      for (StepBytes& step : early_) worker_->submit(std::move(step));
+      early_.clear();
+    }
     const std::lock_guard lock(mutex_);
-    worker_ = std::move(loaded.worker);
     loaded.worker = nullptr;
     about_ = std::move(loaded);
     known_ = true;
     tell_ready();
-    for (StepBytes& step : early_) worker_->submit(std::move(step));
-    early_.clear();
   }
 
   // Until the coordinator ends the epoch in order, or lost() has returned.
@@ -138,9 +141,9 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   void close() {
     std::unique_ptr<Worker> worker;
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard lock(worker_mutex_);
       worker = std::move(worker_);
-      known_ = false;
+      gone_ = true;
     }
     worker.reset();
     std::unique_lock lock(mutex_);
@@ -202,10 +205,10 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
         const std::string& bytes = incoming_.step();
         const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
         StepBytes step = std::make_shared<const std::vector<std::byte>>(data, data + bytes.size());
-        const std::lock_guard lock(mutex_);
+        const std::lock_guard lock(worker_mutex_);
         if (worker_) {
           worker_->submit(std::move(step));
-        } else if (!known_) {
+        } else if (!gone_) {
           early_.push_back(std::move(step));
         }
         break;
@@ -311,6 +314,11 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   std::atomic<Time> last_heard_{std::chrono::steady_clock::now()};
   std::thread watch_;
 
+  std::mutex worker_mutex_;        // guards these three; a worker may call back from within submit()
+  std::unique_ptr<Worker> worker_;
+  std::vector<StepBytes> early_;   // before load() has returned
+  bool gone_ = false;
+
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<wire::FromWorker> outgoing_;
@@ -321,11 +329,9 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   WelcomeTerms welcome_;
   bool welcomed_ = false, shutdown_ = false, done_ = false;
   grpc::Status status_;
-  std::unique_ptr<Worker> worker_;
   LoadedWorker about_;             // without the worker
   bool known_ = false;             // load() has returned
   bool loaded_ = false;            // the worker said ready
-  std::vector<StepBytes> early_;   // before load() has returned
   std::optional<Error> lost_;
   bool lost_returned_ = false;
 };
