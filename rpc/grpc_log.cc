@@ -1,5 +1,6 @@
 #include "rpc/grpc_log.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 #include <spdlog/spdlog.h>
 
@@ -16,12 +17,17 @@ void log(gpr_log_func_args* args) {
   spdlog::log(level, "grpc {}:{}: {}", file, args->line, args->message);
 }
 
+void log_protobuf(google::protobuf::LogLevel, const char* file, int line, const std::string& message) {  // strangers' bytes cause these
+  spdlog::debug("protobuf {}:{}: {}", file, line, message);
+}
+
 }  // namespace
 
 void prepare_grpc() {
   static std::once_flag once;
   std::call_once(once, [] {
     gpr_set_log_function(log);
+    google::protobuf::SetLogHandler(log_protobuf);
     gpr_set_log_verbosity(spdlog::should_log(spdlog::level::debug) ? GPR_LOG_SEVERITY_INFO : GPR_LOG_SEVERITY_ERROR);
   });
 }
