@@ -9,14 +9,14 @@
 #include <variant>
 
 #include "runtime/serving/scheduler.h"
+#include "runtime/serving/step_watch.h"
 
 namespace tandem {
 namespace {
 
 using Seconds = std::chrono::duration<double>;
 
-constexpr double kLongestRestartWait = 30, kUnmeasuredSecondsPerRow = 0.25, kHungFactor = 20;
-constexpr auto kWatchEvery = std::chrono::milliseconds(250);
+constexpr double kLongestRestartWait = 30;
 constexpr int kIndexBits = 20;  // of a key: place in the table of open requests; the rest tells its successive owners apart
 
 struct Submit {
@@ -46,7 +46,9 @@ struct Lost {
 };
 using Message = std::variant<Submit, Cancel, Finish, Begin, Drain, Quit, Ready, Lost, StepResult>;
 
-struct Inbox {  // outlives the engine if a late callback holds it
+// Outlives the engine if a late callback holds it. Never holds more than two messages an open request (submit, cancel or finish), one
+// result a step in flight, and a few about the group.
+struct Inbox {
   std::mutex mutex;
   std::condition_variable arrived;
   std::vector<Message> messages;
@@ -56,57 +58,6 @@ struct Inbox {  // outlives the engine if a late callback holds it
     messages.push_back(std::move(message));
     if (messages.size() == 1) arrived.notify_one();
   }
-};
-
-// How long steps take, and whether the one under way takes too long. Counts only time in which this process ran, so that a suspended
-// machine does not look like a hung rank.
-class StepWatch {
- public:
-  explicit StepWatch(double least) : least_(least) {}
-  void reset() {
-    flights_.clear();
-    step_ = row_ = 0;
-    waited_ = 0;
-  }
-  void issued(uint64_t number, int32_t rows, Clock::time_point now) {
-    if (flights_.empty()) {
-      progress_ = seen_ = now;
-      waited_ = 0;
-    }
-    flights_.push_back({number, rows});
-  }
-  double committed(uint64_t number, Clock::time_point now) {  // seconds since the progress before
-    const auto flight = std::find_if(flights_.begin(), flights_.end(), [&](const Flight& f) { return f.number == number; });
-    const double seconds = Seconds(now - progress_).count();
-    progress_ = seen_ = now;
-    waited_ = 0;
-    if (flight == flights_.end()) return seconds;
-    const double row = seconds / std::max(1, flight->rows);
-    step_ = step_ == 0 ? seconds : 0.9 * step_ + 0.1 * seconds;
-    row_ = row_ == 0 ? row : 0.9 * row_ + 0.1 * row;
-    flights_.erase(flight);
-    return seconds;
-  }
-  bool idle() const { return flights_.empty(); }
-  double allowed() const {
-    if (step_ == 0) return least_ + kUnmeasuredSecondsPerRow * flights_.front().rows;
-    return std::max(least_, kHungFactor * std::max(step_, row_ * flights_.front().rows));
-  }
-  bool hung(Clock::time_point now) {
-    if (idle()) return false;
-    waited_ += std::min(Seconds(now - seen_).count(), 2 * Seconds(kWatchEvery).count());
-    seen_ = now;
-    return waited_ > allowed();
-  }
-
- private:
-  struct Flight {
-    uint64_t number;
-    int32_t rows;
-  };
-  double least_, step_ = 0, row_ = 0, waited_ = 0;
-  Clock::time_point progress_, seen_;
-  std::vector<Flight> flights_;
 };
 
 }  // namespace
@@ -136,8 +87,12 @@ struct Engine::Core {
   std::optional<Error> last_error;
   std::vector<RankInfo> ranks;
   std::function<void(EngineState)> listener;
-  std::unordered_map<std::string, uint64_t> keys;  // of open requests, by id
-  std::vector<uint32_t> places;                    // free ones in `open`
+  struct Known {
+    uint64_t key;
+    bool ending = false;  // asked to end already: so the inbox is bounded
+  };
+  std::unordered_map<std::string, Known> known;  // open requests, by id
+  std::vector<uint32_t> places;                  // free ones in `open`
   uint64_t owners = 0;
   size_t capacity = 0;
   // ---- readable any time
@@ -177,6 +132,14 @@ struct Engine::Core {
   Open* find(uint64_t key) {
     Open& o = open[key & ((uint64_t{1} << kIndexBits) - 1)];
     return o.key == key ? &o : nullptr;
+  }
+
+  void ask_to_end(const std::string& id, auto&& message) {  // any thread; the first to ask decides how it ends
+    std::lock_guard lock(mutex);
+    const auto found = known.find(id);
+    if (found == known.end() || found->second.ending) return;
+    found->second.ending = true;
+    inbox->push(message(found->second.key));
   }
 
   void set_state(EngineState next) {
@@ -250,7 +213,7 @@ struct Engine::Core {
     const uint32_t place = static_cast<uint32_t>(o.key & ((uint64_t{1} << kIndexBits) - 1));
     {
       std::lock_guard lock(mutex);
-      keys.erase(o.id);
+      known.erase(o.id);
       places.push_back(place);
     }
     --open_count;
@@ -469,7 +432,7 @@ struct Engine::Core {
     std::optional<Clock::time_point> until = restart_at;
     const auto no_later = [&](Clock::time_point at) { until = until ? std::min(*until, at) : at; };
     if (!deadlines.empty()) no_later(deadlines.begin()->first);
-    if (!watch.idle()) no_later(Clock::now() + kWatchEvery);
+    if (!watch.idle()) no_later(Clock::now() + StepWatch::kLookEvery);
     std::unique_lock lock(inbox->mutex);
     const auto something = [&] { return !inbox->messages.empty(); };
     if (until) {
@@ -565,25 +528,23 @@ void Engine::submit(Request request, std::shared_ptr<RequestSink> sink) {
       fail(Code::unavailable, "",
            core_->last_error ? std::string("the worker group was lost: ") + core_->last_error->what() : "the worker group was lost");
   }
-  if (core_->keys.contains(request.id)) fail(Code::already_exists, "request_id", "'" + request.id + "' is in flight already");
+  if (core_->known.contains(request.id)) fail(Code::already_exists, "request_id", "'" + request.id + "' is in flight already");
   if (core_->places.empty()) {
     core_->refused.fetch_add(1, std::memory_order_relaxed);
     fail(Code::resource_exhausted, "max_queue", "the queue is full (" + std::to_string(core_->options.max_queue) + " requests wait)");
   }
   const uint64_t key = ++core_->owners << kIndexBits | core_->places.back();
   core_->places.pop_back();
-  core_->keys.emplace(request.id, key);
+  core_->known.emplace(request.id, Core::Known{key});
   core_->inbox->push(Submit{key, std::move(request), std::move(sink), now});
 }
 
 void Engine::cancel(const std::string& request_id, Code why) {
-  std::lock_guard lock(core_->mutex);
-  if (const auto key = core_->keys.find(request_id); key != core_->keys.end()) core_->inbox->push(Cancel{key->second, why});
+  core_->ask_to_end(request_id, [&](uint64_t key) { return Cancel{key, why}; });
 }
 
 void Engine::finish(const std::string& request_id, int32_t index) {
-  std::lock_guard lock(core_->mutex);
-  if (const auto key = core_->keys.find(request_id); key != core_->keys.end()) core_->inbox->push(Finish{key->second, index});
+  core_->ask_to_end(request_id, [&](uint64_t key) { return Finish{key, index}; });
 }
 
 void Engine::drain() {
@@ -618,7 +579,7 @@ Load Engine::load() const {
   size_t open;
   {
     std::lock_guard lock(core_->mutex);
-    open = core_->keys.size();
+    open = core_->known.size();
   }
   Load load;
   load.running = core_->running.load(std::memory_order_relaxed);

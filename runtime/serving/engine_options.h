@@ -8,13 +8,14 @@ namespace tandem {
 struct EngineOptions {
   int32_t max_batch = 8;         // sequences that run at once, over all groups
   int32_t chunk = 512;           // prompt tokens a step
-  // Prompt tokens a step while streams are decoding: every one of them waits for the chunk, so it is the smaller part of a step that is
-  // still near the point where a device turns from reading weights to computing. At most `chunk`.
+  // Prompt tokens a step while streams are decoding, at most `chunk`: all of them wait for it. A decode step reads every weight once,
+  // which is as long as a device needs to compute some 50 rows (H200, 4.5 bits a weight: 47), so 128 rows cost a stream two or three
+  // tokens' time, and 512 would cost ten; below 128 the weights are read again for nothing and the prompt takes longer.
   int32_t decode_chunk = 128;
   int32_t max_queue = 256;       // requests waiting for a slot; more are refused
   int32_t page_tokens = 64;
   int32_t context = 4096;        // longest sequence
-  int32_t groups = 1;            // sequences groups in flight: the pipeline's depth
+  int32_t groups = 1;            // groups of sequences in flight: the pipeline's depth
   std::vector<int32_t> kv_pages;   // per KV group
   std::vector<int32_t> kv_windows; // per KV group: tokens that attention looks back, 0 or missing: all
   int32_t vocab = 0;
