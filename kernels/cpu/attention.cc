@@ -9,6 +9,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention.cc"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -38,6 +39,15 @@ struct LoadBf16 {
   static float One(T v) { return bf16_to_float(v.bits); }
 };
 
+// What will be read next, fetched a slice for every row of what is read now: pages lie far apart, and the hardware would begin anew.
+struct Ahead {
+  const std::byte* memory = nullptr;
+  int64_t slice = 0;  // bytes; 0: nothing
+  HWY_INLINE void Fetch(int64_t row) const {
+    for (int64_t b = 0; b < slice; b += 64) hwy::Prefetch(memory + row * slice + b);
+  }
+};
+
 // [rows, cols] of the cache's type as floats, rows `stride` apart, the rest of a row zero.
 template <typename Kind>
 void Widen(const typename Kind::T* source, int64_t rows, int64_t cols, int64_t stride, float* out) {
@@ -53,7 +63,7 @@ void Widen(const typename Kind::T* source, int64_t rows, int64_t cols, int64_t s
 // scores[q][t] = sum over d of queries[q][d] * keys[d][t], d ascending, for V vectors of tokens.
 template <typename Kind, int Q, int V>
 HWY_INLINE void ScoreTile(const typename Kind::T* keys, int64_t stride, int64_t head_dim, const float* const* queries, float* const* scores,
-                          int64_t at) {
+                          int64_t at, const Ahead& ahead) {
   const D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   Vector sums[Q][V];
@@ -63,6 +73,7 @@ HWY_INLINE void ScoreTile(const typename Kind::T* keys, int64_t stride, int64_t 
     for (int v = 0; v < V; ++v) sums[q][v] = hn::Zero(d);
   }
   for (int64_t i = 0; i < head_dim; ++i) {
+    ahead.Fetch(i);
     Vector key[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) key[v] = Kind::Load(keys + i * stride + at + v * lanes);
@@ -81,17 +92,19 @@ HWY_INLINE void ScoreTile(const typename Kind::T* keys, int64_t stride, int64_t 
 }
 
 template <typename Kind, int Q>
-void ScoreRows(const typename Kind::T* keys, int64_t stride, int64_t head_dim, const float* const* queries, float* const* scores) {
+void ScoreRows(const typename Kind::T* keys, int64_t stride, int64_t head_dim, const float* const* queries, float* const* scores,
+               const Ahead& ahead) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(D()));
   int64_t t = 0;
-  for (; t + kVectors * lanes <= stride; t += kVectors * lanes) ScoreTile<Kind, Q, kVectors>(keys, stride, head_dim, queries, scores, t);
-  for (; t < stride; t += lanes) ScoreTile<Kind, Q, 1>(keys, stride, head_dim, queries, scores, t);
+  for (; t + kVectors * lanes <= stride; t += kVectors * lanes)
+    ScoreTile<Kind, Q, kVectors>(keys, stride, head_dim, queries, scores, t, t == 0 ? ahead : Ahead{});
+  for (; t < stride; t += lanes) ScoreTile<Kind, Q, 1>(keys, stride, head_dim, queries, scores, t, t == 0 ? ahead : Ahead{});
 }
 
 // values[q][:] += sum over tokens [begin, end), ascending, of weights[q][t] * v[t][:], for V vectors of the head.
 template <typename Kind, int Q, int V>
 HWY_INLINE void MixTile(const typename Kind::T* v, int64_t stride, int64_t begin, int64_t end, const float* const* weights,
-                        float* const* values, int64_t at) {
+                        float* const* values, int64_t at, const Ahead& ahead) {
   const D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   Vector sums[Q][V];
@@ -101,6 +114,7 @@ HWY_INLINE void MixTile(const typename Kind::T* v, int64_t stride, int64_t begin
     for (int i = 0; i < V; ++i) sums[q][i] = hn::LoadU(d, values[q] + at + i * lanes);
   }
   for (int64_t t = begin; t < end; ++t) {
+    ahead.Fetch(t);
     Vector value[V];
 #pragma GCC unroll 8
     for (int i = 0; i < V; ++i) value[i] = Kind::Load(v + t * stride + at + i * lanes);
@@ -119,11 +133,13 @@ HWY_INLINE void MixTile(const typename Kind::T* v, int64_t stride, int64_t begin
 }
 
 template <typename Kind, int Q>
-void MixRows(const typename Kind::T* v, int64_t stride, int64_t begin, int64_t end, const float* const* weights, float* const* values) {
+void MixRows(const typename Kind::T* v, int64_t stride, int64_t begin, int64_t end, const float* const* weights, float* const* values,
+             const Ahead& ahead) {
   const auto lanes = static_cast<int64_t>(hn::Lanes(D()));
   int64_t at = 0;
-  for (; at + kVectors * lanes <= stride; at += kVectors * lanes) MixTile<Kind, Q, kVectors>(v, stride, begin, end, weights, values, at);
-  for (; at < stride; at += lanes) MixTile<Kind, Q, 1>(v, stride, begin, end, weights, values, at);
+  for (; at + kVectors * lanes <= stride; at += kVectors * lanes)
+    MixTile<Kind, Q, kVectors>(v, stride, begin, end, weights, values, at, at == 0 ? ahead : Ahead{});
+  for (; at < stride; at += lanes) MixTile<Kind, Q, 1>(v, stride, begin, end, weights, values, at, at == 0 ? ahead : Ahead{});
 }
 
 // Raw scores of whole pages, `page_stride` floats apart, become weights exp(s - maximum) of the tokens [begin, end) counted from the
@@ -169,12 +185,23 @@ int64_t RoundUp(int64_t n) {
 
 template <typename Kind>
 void Scores(const typename Kind::T* keys, int64_t stride, int64_t head_dim, const float* const* queries, float* const* scores,
-            int64_t count) {
-  int64_t q = 0;
-  for (; q + kQueries <= count; q += kQueries) ScoreRows<Kind, kQueries>(keys, stride, head_dim, queries + q, scores + q);
-  if (count - q == 3) return ScoreRows<Kind, 3>(keys, stride, head_dim, queries + q, scores + q);
-  if (count - q == 2) return ScoreRows<Kind, 2>(keys, stride, head_dim, queries + q, scores + q);
-  if (count - q == 1) return ScoreRows<Kind, 1>(keys, stride, head_dim, queries + q, scores + q);
+            int64_t count, const Ahead& ahead) {
+  for (int64_t q = 0; q < count; q += kQueries) {
+    const Ahead fetch = q == 0 ? ahead : Ahead{};
+    switch (std::min<int64_t>(kQueries, count - q)) {
+      case 4:
+        ScoreRows<Kind, 4>(keys, stride, head_dim, queries + q, scores + q, fetch);
+        break;
+      case 3:
+        ScoreRows<Kind, 3>(keys, stride, head_dim, queries + q, scores + q, fetch);
+        break;
+      case 2:
+        ScoreRows<Kind, 2>(keys, stride, head_dim, queries + q, scores + q, fetch);
+        break;
+      default:
+        ScoreRows<Kind, 1>(keys, stride, head_dim, queries + q, scores + q, fetch);
+    }
+  }
 }
 
 struct Range {
@@ -183,31 +210,45 @@ struct Range {
 
 // Up to kQueries queries with ranges of their own: what they all see together, the edges one by one, tokens ascending for each.
 template <typename Kind, int Q>
-void MixGroup(const typename Kind::T* v, int64_t stride, const Range* ranges, const float* const* weights, float* const* values) {
+void MixGroup(const typename Kind::T* v, int64_t stride, const Range* ranges, const float* const* weights, float* const* values,
+              const Ahead& ahead) {
   int64_t begin = 0, end = std::numeric_limits<int64_t>::max();
   for (int q = 0; q < Q; ++q) begin = std::max(begin, ranges[q].begin), end = std::min(end, ranges[q].end);
   if (Q == 1 || begin >= end) {
     for (int q = 0; q < Q; ++q) {
-      if (ranges[q].begin < ranges[q].end) MixRows<Kind, 1>(v, stride, ranges[q].begin, ranges[q].end, weights + q, values + q);
+      if (ranges[q].begin < ranges[q].end)
+        MixRows<Kind, 1>(v, stride, ranges[q].begin, ranges[q].end, weights + q, values + q, q == 0 ? ahead : Ahead{});
     }
     return;
   }
   for (int q = 0; q < Q; ++q) {
-    if (ranges[q].begin < begin) MixRows<Kind, 1>(v, stride, ranges[q].begin, begin, weights + q, values + q);
+    if (ranges[q].begin < begin) MixRows<Kind, 1>(v, stride, ranges[q].begin, begin, weights + q, values + q, {});
   }
-  MixRows<Kind, Q>(v, stride, begin, end, weights, values);
+  MixRows<Kind, Q>(v, stride, begin, end, weights, values, ahead);
   for (int q = 0; q < Q; ++q) {
-    if (end < ranges[q].end) MixRows<Kind, 1>(v, stride, end, ranges[q].end, weights + q, values + q);
+    if (end < ranges[q].end) MixRows<Kind, 1>(v, stride, end, ranges[q].end, weights + q, values + q, {});
   }
 }
 
 template <typename Kind>
-void Mix(const typename Kind::T* v, int64_t stride, const Range* ranges, const float* const* weights, float* const* values, int64_t count) {
-  int64_t q = 0;
-  for (; q + kQueries <= count; q += kQueries) MixGroup<Kind, kQueries>(v, stride, ranges + q, weights + q, values + q);
-  if (count - q == 3) return MixGroup<Kind, 3>(v, stride, ranges + q, weights + q, values + q);
-  if (count - q == 2) return MixGroup<Kind, 2>(v, stride, ranges + q, weights + q, values + q);
-  if (count - q == 1) return MixGroup<Kind, 1>(v, stride, ranges + q, weights + q, values + q);
+void Mix(const typename Kind::T* v, int64_t stride, const Range* ranges, const float* const* weights, float* const* values, int64_t count,
+         const Ahead& ahead) {
+  for (int64_t q = 0; q < count; q += kQueries) {
+    const Ahead fetch = q == 0 ? ahead : Ahead{};
+    switch (std::min<int64_t>(kQueries, count - q)) {
+      case 4:
+        MixGroup<Kind, 4>(v, stride, ranges + q, weights + q, values + q, fetch);
+        break;
+      case 3:
+        MixGroup<Kind, 3>(v, stride, ranges + q, weights + q, values + q, fetch);
+        break;
+      case 2:
+        MixGroup<Kind, 2>(v, stride, ranges + q, weights + q, values + q, fetch);
+        break;
+      default:
+        MixGroup<Kind, 1>(v, stride, ranges + q, weights + q, values + q, fetch);
+    }
+  }
 }
 
 template <typename Kind>
@@ -247,11 +288,13 @@ void AttendSplit(const AttentionShape& shape, const HeadPages& pages, const Quer
     for (int64_t page = page_begin; page < page_end; ++page) {
       for (int64_t i = 0; i < n; ++i) rows[i] = scores + (chunk + i) * score_stride + page * keys_stride;
       const T* keys = reinterpret_cast<const T*>(pages.page(split * shape.split_pages + page));
+      const Ahead ahead{reinterpret_cast<const std::byte*>(keys + head_dim * tokens),
+                        tokens * static_cast<int64_t>(sizeof(T))};  // its values
       if (widen_keys) {
         Widen<Kind>(keys, head_dim, tokens, keys_stride, wide);
-        Scores<LoadF32>(wide, keys_stride, head_dim, queries, rows, n);
+        Scores<LoadF32>(wide, keys_stride, head_dim, queries, rows, n, ahead);
       } else {
-        Scores<Kind>(keys, keys_stride, head_dim, queries, rows, n);
+        Scores<Kind>(keys, keys_stride, head_dim, queries, rows, n, ahead);
       }
     }
     for (int64_t i = 0; i < n; ++i) {
@@ -271,11 +314,14 @@ void AttendSplit(const AttentionShape& shape, const HeadPages& pages, const Quer
                      std::clamp<int64_t>(seen[i].end - page * tokens, 0, tokens)};
       }
       const T* v = reinterpret_cast<const T*>(pages.page(split * shape.split_pages + page)) + head_dim * tokens;
+      const int64_t next = (split + 1) * shape.split_pages + page;  // a page of keys of the next split
+      Ahead ahead;
+      if (next * tokens < block.position + block.rows) ahead = {pages.page(next), head_dim * static_cast<int64_t>(sizeof(T))};
       if (widen_values) {
         Widen<Kind>(v, tokens, head_dim, values_stride, wide);
-        Mix<LoadF32>(wide, values_stride, ranges, rows, values, n);
+        Mix<LoadF32>(wide, values_stride, ranges, rows, values, n, ahead);
       } else {
-        Mix<Kind>(v, values_stride, ranges, rows, values, n);
+        Mix<Kind>(v, values_stride, ranges, rows, values, n, ahead);
       }
     }
     for (int64_t i = 0; i < n; ++i) std::copy_n(values[i], head_dim, states + (chunk + i) * state_floats(shape) + 2);
