@@ -138,6 +138,9 @@ Profile make_profile(const Blueprint& blueprint, const Mesh& group, const Worklo
   profile.embedding_name = "model.embed_tokens";
   profile.head_name = "lm_head";
   profile.layer_prefix = "model.layers.";
+  profile.first_modules = {"model.rotary_emb"};
+  profile.last_modules = {"model.norm"};
+  for (const KvGroup& kv : model.kv_groups) profile.kv_windows.push_back(kv.window);
 
   const auto piece_of = [&](const StageRange& range) {
     Piece piece;
@@ -150,7 +153,9 @@ Profile make_profile(const Blueprint& blueprint, const Mesh& group, const Worklo
         bytes.scales += one.scales;
         const WeightRow& row = model.weights[held.id];
         if (row.role != Role::embedding) {
-          piece.read_bytes += one.sum();
+          // A token goes through some of the experts only.
+          const bool expert = row.expert >= 0 && model.shape.experts > 0;
+          piece.read_bytes += expert ? one.sum() * static_cast<uint64_t>(model.shape.experts_per_token) / static_cast<uint64_t>(model.shape.experts) : one.sum();
           piece.flops += 2.0 * static_cast<double>(layout.rows) * static_cast<double>(layout.cols);
         }
       }

@@ -5,6 +5,8 @@ namespace tandem {
 Mixtral::Mixtral(const Config& config) : Llama(config, Declared{.mlp = false}) {
   experts_ = static_cast<int32_t>(config.integer("num_local_experts", 1, 4096));
   top_k_ = static_cast<int32_t>(config.integer("num_experts_per_tok", 1, experts_, 2));
+  shape.experts = experts_;
+  shape.experts_per_token = top_k_;
   const Dim hidden{Axis::model, shape.hidden, 1}, ffn{Axis::expert_ffn, config.integer("intermediate_size", 1, 1 << 24), 1};
   for (int layer = 0; layer < shape.layers; ++layer) {
     linear(layer, "block_sparse_moe.gate", {Axis::none, experts_, 1}, hidden, "ffn_gate_inp", false, RowOrder::as_is, Role::router);
