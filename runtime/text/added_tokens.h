@@ -22,8 +22,8 @@ struct AddedToken {
 
 class AddedTokens {
  public:
-  void add(AddedToken token);                      // a content given again replaces the flags of the first and makes special stick
-  void finish(const Normalizer* normalizer);       // builds the matchers; `normalizer` may be null
+  void add(AddedToken token);                 // a content given again replaces the flags of the first and makes special stick
+  void finish(const Normalizer* normalizer);  // builds the matchers; `normalizer` may be null
 
   const AddedToken* find(std::string_view content) const;
   const AddedToken* at(int32_t id) const;
@@ -31,7 +31,7 @@ class AddedTokens {
   // Decoding without special tokens leaves it out. The reference compares what it would show with the contents of special tokens, so a
   // special token that normalization changes stays.
   bool is_hidden(int32_t id) const { return is_special(id) && hidden_[static_cast<size_t>(id)]; }
-  int32_t highest() const;                         // the highest id, -1 when there is none
+  int32_t highest() const;  // the highest id, -1 when there is none
   const std::vector<AddedToken>& all() const { return tokens_; }
 
   struct Piece {

@@ -227,14 +227,15 @@ void Bpe::merge_short(BpeScratch& scratch) const {
 }
 
 void Bpe::merge_long(BpeScratch& scratch) const {
-  merge_by_queue(scratch, [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
-    const Merge* merge = find(left.id, right.id);
-    if (!merge) return false;
-    order = merge->rank;
-    candidate.length = left.length + right.length;
-    candidate.merged = merge->merged;
-    return true;
-  });
+  merge_by_queue(scratch,
+                 [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
+                   const Merge* merge = find(left.id, right.id);
+                   if (!merge) return false;
+                   order = merge->rank;
+                   candidate.length = left.length + right.length;
+                   candidate.merged = merge->merged;
+                   return true;
+                 });
 }
 
 void Bpe::encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const {
@@ -271,17 +272,18 @@ void ScoredBpe::encode(std::string_view word, BpeScratch& scratch, std::vector<i
   }
   if (symbols.empty()) return;
   symbols.back().next = -1;
-  merge_by_queue(scratch, [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
-    const auto id = vocabulary_.find(word.substr(left.begin, left.length + right.length));
-    if (!id || static_cast<size_t>(*id) >= scores_.size()) return false;
-    // The order of floats as unsigned numbers, turned round: the highest score comes first.
-    const auto bits = std::bit_cast<uint32_t>(scores_[static_cast<size_t>(*id)]);
-    const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    order = ~ascending;
-    candidate.length = left.length + right.length;
-    candidate.merged = *id;
-    return true;
-  });
+  merge_by_queue(scratch,
+                 [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
+                   const auto id = vocabulary_.find(word.substr(left.begin, left.length + right.length));
+                   if (!id || static_cast<size_t>(*id) >= scores_.size()) return false;
+                   // The order of floats as unsigned numbers, turned round: the highest score comes first.
+                   const auto bits = std::bit_cast<uint32_t>(scores_[static_cast<size_t>(*id)]);
+                   const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+                   order = ~ascending;
+                   candidate.length = left.length + right.length;
+                   candidate.merged = *id;
+                   return true;
+                 });
   for (const auto& symbol : symbols) {
     if (!symbol.length) continue;
     if (symbol.id >= 0) {

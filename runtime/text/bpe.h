@@ -82,8 +82,8 @@ class Bpe final : public BpeModel {
   uint32_t next_rank_ = 0;
   size_t limit_;
   std::optional<int32_t> unknown_;
-  std::array<int32_t, 0x180> single_;            // one character's id, for the codes that byte-level text uses; -1 = not a piece
-  std::array<int32_t, 256> byte_ids_;            // <0x00> ... <0xFF>; -1 = not a piece
+  std::array<int32_t, 0x180> single_;  // one character's id, for the codes that byte-level text uses; -1 = not a piece
+  std::array<int32_t, 256> byte_ids_;  // <0x00> ... <0xFF>; -1 = not a piece
 };
 
 class ScoredBpe final : public BpeModel {

@@ -90,7 +90,8 @@ std::string ChatTemplate::render(const Json& messages, const Json& tools, bool a
   }
 }
 
-std::string pick_chat_template(std::string_view tokenizer_config_json, std::string_view chat_template_jinja, const std::string& where, bool with_tools) {
+std::string pick_chat_template(std::string_view tokenizer_config_json, std::string_view chat_template_jinja, const std::string& where,
+                               bool with_tools) {
   if (!chat_template_jinja.empty()) return std::string(chat_template_jinja);
   if (tokenizer_config_json.empty()) return {};
   const Json config = parse_config(tokenizer_config_json, where);

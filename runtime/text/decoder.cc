@@ -241,7 +241,8 @@ class RegexReplaceStep final : public DecoderStep {
   };
 
  public:
-  RegexReplaceStep(const std::string& pattern, std::string content, const std::string& where) : regex_(pattern, where), content_(std::move(content)) {}
+  RegexReplaceStep(const std::string& pattern, std::string content, const std::string& where)
+      : regex_(pattern, where), content_(std::move(content)) {}
   std::unique_ptr<DecoderStage> start() const override { return std::make_unique<Stage>(*this); }
   std::string bytes(std::string piece) const override { return replace(piece); }
   std::string replace(std::string_view text) const {
@@ -382,7 +383,8 @@ void add_decoder(const JsonField& field, Decoder& decoder) {
   } else if (type == "Fuse") {
     steps.push_back(std::make_unique<FuseStep>());
   } else if (type == "Strip") {
-    const auto start = static_cast<size_t>(field.integer("start", 0, 0, 1 << 20)), stop = static_cast<size_t>(field.integer("stop", 0, 0, 1 << 20));
+    const auto start = static_cast<size_t>(field.integer("start", 0, 0, 1 << 20)),
+               stop = static_cast<size_t>(field.integer("stop", 0, 0, 1 << 20));
     steps.push_back(std::make_unique<StripStep>(one_char(field.at("content")), start, stop));
   } else if (type == "Replace") {
     const JsonField pattern = field.at("pattern");

@@ -105,7 +105,8 @@ std::string Evaluator::render(const Block& block, Scope& variables) {
 }
 
 void Evaluator::print(std::string_view text) {
-  if (out_->size() + text.size() > limits_.output) template_error("the output has more than " + std::to_string(limits_.output) + " bytes (fewer)");
+  if (out_->size() + text.size() > limits_.output)
+    template_error("the output has more than " + std::to_string(limits_.output) + " bytes (fewer)");
   *out_ += text;
 }
 
@@ -148,7 +149,9 @@ Evaluator::Flow Evaluator::run(const Statement& statement, Scope& scope) {
   spend(1);
   line_ = statement.line;
   switch (statement.kind) {
-    case Statement::Kind::text: print(statement.text); return Flow::normal;
+    case Statement::Kind::text:
+      print(statement.text);
+      return Flow::normal;
     case Statement::Kind::print: {
       const Value value = evaluate(*statement.value, scope);
       if (value.is_string()) {
@@ -164,8 +167,12 @@ Evaluator::Flow Evaluator::run(const Statement& statement, Scope& scope) {
         if (evaluate(*test, scope).truth()) return run(body, scope);
       }
       return run(statement.otherwise, scope);
-    case Statement::Kind::loop: run_loop(statement, evaluate(*statement.value, scope), scope, 1); return Flow::normal;
-    case Statement::Kind::set: assign(*statement.target, evaluate(*statement.value, scope), scope); return Flow::normal;
+    case Statement::Kind::loop:
+      run_loop(statement, evaluate(*statement.value, scope), scope, 1);
+      return Flow::normal;
+    case Statement::Kind::set:
+      assign(*statement.target, evaluate(*statement.value, scope), scope);
+      return Flow::normal;
     case Statement::Kind::set_block: {
       Value value;
       in_scope(statement, scope, [&](Scope& inner) {
@@ -209,8 +216,10 @@ Evaluator::Flow Evaluator::run(const Statement& statement, Scope& scope) {
       in_scope(statement, scope, [&](Scope& inner) { flow = run(statement.body, inner); });
       return flow;
     }
-    case Statement::Kind::loop_break: return Flow::broken;
-    case Statement::Kind::loop_continue: return Flow::continued;
+    case Statement::Kind::loop_break:
+      return Flow::broken;
+    case Statement::Kind::loop_continue:
+      return Flow::continued;
   }
   return Flow::normal;
 }
@@ -305,8 +314,10 @@ Value Evaluator::evaluate(const Expression& expression, Scope& scope) {
   line_ = expression.line;
   const auto& parts = expression.parts;
   switch (expression.kind) {
-    case Kind::constant: return expression.constant;
-    case Kind::name: return lookup(expression.text, scope);
+    case Kind::constant:
+      return expression.constant;
+    case Kind::name:
+      return lookup(expression.text, scope);
     case Kind::list:
     case Kind::tuple: {
       List items;
@@ -324,12 +335,14 @@ Value Evaluator::evaluate(const Expression& expression, Scope& scope) {
       spend_bytes(parts.size() * 64);
       return Value::dict(std::move(dict));
     }
-    case Kind::attribute: return attribute(evaluate(*parts[0], scope), expression.text);
+    case Kind::attribute:
+      return attribute(evaluate(*parts[0], scope), expression.text);
     case Kind::item: {
       const Value value = evaluate(*parts[0], scope);
       return item(value, evaluate(*parts[1], scope));
     }
-    case Kind::slice: return slice(expression, scope);
+    case Kind::slice:
+      return slice(expression, scope);
     case Kind::call: {
       const Value function = evaluate(*parts[0], scope);
       Call arguments;
@@ -349,15 +362,18 @@ Value Evaluator::evaluate(const Expression& expression, Scope& scope) {
     case Kind::negative: {
       const Value value = evaluate(*parts[0], scope);
       if (value.is_real()) return Value::real(-value.as_real());
-      if (!value.is_number()) template_error(value.is_undefined() ? value.undefined_hint() : "bad operand type for unary -: '" + value.type_name() + "'");
+      if (!value.is_number())
+        template_error(value.is_undefined() ? value.undefined_hint() : "bad operand type for unary -: '" + value.type_name() + "'");
       return Value::integer(subtract(0, value.as_int()));
     }
     case Kind::positive: {
       const Value value = evaluate(*parts[0], scope);
-      if (!value.is_number()) template_error(value.is_undefined() ? value.undefined_hint() : "bad operand type for unary +: '" + value.type_name() + "'");
+      if (!value.is_number())
+        template_error(value.is_undefined() ? value.undefined_hint() : "bad operand type for unary +: '" + value.type_name() + "'");
       return value.is_bool() ? Value::integer(value.as_int()) : value;
     }
-    case Kind::negation: return Value::boolean(!evaluate(*parts[0], scope).truth());
+    case Kind::negation:
+      return Value::boolean(!evaluate(*parts[0], scope).truth());
     case Kind::binary: {
       const Value left = evaluate(*parts[0], scope);
       if (expression.text == "or") return left.truth() ? left : evaluate(*parts[1], scope);
@@ -366,7 +382,8 @@ Value Evaluator::evaluate(const Expression& expression, Scope& scope) {
       line_ = expression.line;
       return binary(expression.text, left, right);
     }
-    case Kind::compare: return compare(expression, scope);
+    case Kind::compare:
+      return compare(expression, scope);
     case Kind::conditional:
       if (evaluate(*parts[1], scope).truth()) return evaluate(*parts[0], scope);
       if (parts[2]) return evaluate(*parts[2], scope);
@@ -424,7 +441,8 @@ Value Evaluator::binary(const std::string& op, const Value& left, const Value& r
   if (left.is_string() || right.is_string() || left.is_sequence() || right.is_sequence()) {
     if (op == "+" && left.is_string() && right.is_string()) {
       if (left.is_markup() != right.is_markup()) {
-        const std::string joined = left.is_markup() ? left.as_string() + escape_html(right.as_string()) : escape_html(left.as_string()) + right.as_string();
+        const std::string joined =
+            left.is_markup() ? left.as_string() + escape_html(right.as_string()) : escape_html(left.as_string()) + right.as_string();
         spend_bytes(joined.size());
         return Value::string(joined, true);
       }

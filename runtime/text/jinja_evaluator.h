@@ -13,10 +13,10 @@
 namespace tandem::jinja {
 
 struct Limits {
-  int64_t steps = 20'000'000;       // nodes evaluated, items visited
+  int64_t steps = 20'000'000;        // nodes evaluated, items visited
   int64_t bytes = int64_t{1} << 30;  // of all strings and lists ever made
   size_t output = size_t{64} << 20;
-  int depth = 600;                  // of statements, expressions and macro calls inside of each other
+  int depth = 600;  // of statements, expressions and macro calls inside of each other
 };
 
 struct Call {
@@ -62,7 +62,8 @@ class Evaluator {
   void spend_bytes(size_t bytes) {
     if (bytes > limits_.output) template_error("a value has more than " + std::to_string(limits_.output) + " bytes (fewer)");
     bytes_ += static_cast<int64_t>(bytes);
-    if (bytes_ > limits_.bytes) template_error("the template makes more than " + std::to_string(limits_.bytes) + " bytes of values (fewer)");
+    if (bytes_ > limits_.bytes)
+      template_error("the template makes more than " + std::to_string(limits_.bytes) + " bytes of values (fewer)");
   }
   Value text(std::string value) {
     spend_bytes(value.size());
@@ -88,7 +89,8 @@ class Evaluator {
   enum class Flow { normal, broken, continued };
   struct Depth {
     explicit Depth(Evaluator& evaluator) : evaluator_(evaluator) {
-      if (++evaluator_.depth_ > evaluator_.limits_.depth) template_error("the template recurses too deeply (at most " + std::to_string(evaluator_.limits_.depth) + " levels)");
+      if (++evaluator_.depth_ > evaluator_.limits_.depth)
+        template_error("the template recurses too deeply (at most " + std::to_string(evaluator_.limits_.depth) + " levels)");
     }
     ~Depth() { --evaluator_.depth_; }
     Evaluator& evaluator_;
@@ -116,8 +118,8 @@ class Evaluator {
   std::vector<std::unique_ptr<Scope>> kept_;  // scopes in which macros were defined
 };
 
-Value global(const std::string& name);                                   // range, namespace, dict, ...; undefined when there is none
-Value method(const Value& value, const std::string& name);               // of strings, lists, dicts; undefined when there is none
+Value global(const std::string& name);                      // range, namespace, dict, ...; undefined when there is none
+Value method(const Value& value, const std::string& name);  // of strings, lists, dicts; undefined when there is none
 bool has_filter(const std::string& name);
 bool has_test(const std::string& name);
 

@@ -145,7 +145,8 @@ Value to_json_filter(Evaluator& evaluator, const Value& value, Call& call) {
 
 Value indent(Evaluator& evaluator, const Value& value, Call& call) {
   const Value width = call.take(0, "width", Value::integer(4));
-  const std::string space = width.is_string() ? width.as_string() : std::string(static_cast<size_t>(std::clamp<int64_t>(whole(width, "width"), 0, 100000)), ' ');
+  const std::string space =
+      width.is_string() ? width.as_string() : std::string(static_cast<size_t>(std::clamp<int64_t>(whole(width, "width"), 0, 100000)), ' ');
   const bool first = call.take(1, "first", Value::boolean(false)).truth(), blank = call.take(2, "blank", Value::boolean(false)).truth();
   const std::vector<std::string> lines = split_lines(text_of(value) + "\n", false);
   evaluator.spend_bytes(lines.size() * space.size());
@@ -175,14 +176,16 @@ Value to_int(Evaluator&, const Value& value, Call& call) {
     negative = body[0] == '-';
     body.remove_prefix(1);
   }
-  if ((base == 16 && (body.starts_with("0x") || body.starts_with("0X"))) || (base == 8 && (body.starts_with("0o") || body.starts_with("0O"))) ||
+  if ((base == 16 && (body.starts_with("0x") || body.starts_with("0X"))) ||
+      (base == 8 && (body.starts_with("0o") || body.starts_with("0O"))) ||
       (base == 2 && (body.starts_with("0b") || body.starts_with("0B")))) {
     body.remove_prefix(2);
   }
   int64_t number = 0;
   if (base >= 2 && base <= 36) {
     const auto [end, error] = std::from_chars(body.data(), body.data() + body.size(), number, static_cast<int>(base));
-    if (error == std::errc() && end == body.data() + body.size() && !body.starts_with('-')) return Value::integer(negative ? -number : number);
+    if (error == std::errc() && end == body.data() + body.size() && !body.starts_with('-'))
+      return Value::integer(negative ? -number : number);
   }
   double real = 0;
   const auto [end, error] = std::from_chars(body.data(), body.data() + body.size(), real);
@@ -325,6 +328,26 @@ Value batch(Evaluator& evaluator, const Value& value, Call& call) {
   return evaluator.list(std::move(out));
 }
 
+// So many columns, the first ones one longer where it does not come out even.
+Value slice(Evaluator& evaluator, const Value& value, Call& call) {
+  const int64_t columns = whole(call.take(0, "slices", Value()), "slices");
+  const Value fill = call.take(1, "fill_with", Value::none());
+  const List items = value.iterate();
+  if (columns < 1 || columns > 100000) template_error("slices must lie between 1 and 100000");
+  const auto size = static_cast<int64_t>(items.size());
+  const int64_t each = size / columns, longer = size % columns;
+  List out;
+  auto at = items.begin();
+  for (int64_t i = 0; i < columns; ++i) {
+    const int64_t count = each + (i < longer ? 1 : 0);
+    List column(at, at + count);
+    at += count;
+    if (!fill.is_none() && i >= longer) column.push_back(fill);
+    out.push_back(Value::list(std::move(column)));
+  }
+  return evaluator.list(std::move(out));
+}
+
 Value truncate(Evaluator& evaluator, const Value& value, Call& call) {
   const std::string text = text_of(value), end = text_of(call.take(2, "end", Value::string("...")));
   const int64_t size = whole(call.take(0, "length", Value::integer(255)), "length");
@@ -374,6 +397,7 @@ const std::unordered_map<std::string_view, Filter>& filters() {
     t["groupby"] = groupby;
     t["sum"] = sum;
     t["batch"] = batch;
+    t["slice"] = slice;
     t["truncate"] = truncate;
     t["default"] = t["d"] = [](Evaluator&, const Value& v, Call& c) {
       const bool also_false = c.take(1, "boolean", Value::boolean(false)).truth();
@@ -485,7 +509,9 @@ const std::unordered_map<std::string_view, Test>& tests() {
     t["string"] = [](Evaluator&, const Value& v, Call&) { return v.is_string(); };
     t["mapping"] = [](Evaluator&, const Value& v, Call&) { return v.is_dict(); };
     t["sequence"] = [](Evaluator&, const Value& v, Call&) { return v.is_string() || v.is_sequence() || v.is_dict() || v.is_undefined(); };
-    t["iterable"] = [](Evaluator&, const Value& v, Call&) { return v.is_string() || v.is_sequence() || v.is_dict() || v.is_undefined() || v.is_loop(); };
+    t["iterable"] = [](Evaluator&, const Value& v, Call&) {
+      return v.is_string() || v.is_sequence() || v.is_dict() || v.is_undefined() || v.is_loop();
+    };
     t["callable"] = [](Evaluator&, const Value& v, Call&) { return v.is_callable() || v.is_loop() || v.is_undefined(); };
     t["even"] = [](Evaluator&, const Value& v, Call&) { return is_even(v, true); };
     t["odd"] = [](Evaluator&, const Value& v, Call&) { return is_even(v, false); };
@@ -545,7 +571,8 @@ Value dict_of(Evaluator& evaluator, Call& call) {
     } else {
       for (const Value& pair : from.iterate()) {
         const List parts = pair.iterate();
-        if (parts.size() != 2) template_error("dictionary update sequence element has length " + std::to_string(parts.size()) + "; 2 is required");
+        if (parts.size() != 2)
+          template_error("dictionary update sequence element has length " + std::to_string(parts.size()) + "; 2 is required");
         out.set(parts[0], parts[1]);
       }
     }

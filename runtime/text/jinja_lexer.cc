@@ -43,7 +43,8 @@ class Lexer {
   std::string_view rest() const { return std::string_view(source_).substr(at_); }
   bool looking_at(std::string_view text) const { return rest().starts_with(text); }
   void advance(size_t count) {
-    line_ += static_cast<int>(std::count(source_.begin() + static_cast<ptrdiff_t>(at_), source_.begin() + static_cast<ptrdiff_t>(at_ + count), '\n'));
+    line_ += static_cast<int>(
+        std::count(source_.begin() + static_cast<ptrdiff_t>(at_), source_.begin() + static_cast<ptrdiff_t>(at_ + count), '\n'));
     at_ += count;
     line_starting_ = at_ > 0 && source_[at_ - 1] == '\n';
   }
@@ -260,24 +261,52 @@ class Lexer {
       const char kind = body[i + 1];
       i += 2;
       switch (kind) {
-        case 'n': value += '\n'; break;
-        case 't': value += '\t'; break;
-        case 'r': value += '\r'; break;
-        case 'a': value += '\a'; break;
-        case 'b': value += '\b'; break;
-        case 'f': value += '\f'; break;
-        case 'v': value += '\v'; break;
-        case '\\': value += '\\'; break;
-        case '\'': value += '\''; break;
-        case '"': value += '"'; break;
-        case '\n': break;
-        case 'x': code_point(body, i, 2, value); break;
-        case 'u': code_point(body, i, 4, value); break;
-        case 'U': code_point(body, i, 8, value); break;
+        case 'n':
+          value += '\n';
+          break;
+        case 't':
+          value += '\t';
+          break;
+        case 'r':
+          value += '\r';
+          break;
+        case 'a':
+          value += '\a';
+          break;
+        case 'b':
+          value += '\b';
+          break;
+        case 'f':
+          value += '\f';
+          break;
+        case 'v':
+          value += '\v';
+          break;
+        case '\\':
+          value += '\\';
+          break;
+        case '\'':
+          value += '\'';
+          break;
+        case '"':
+          value += '"';
+          break;
+        case '\n':
+          break;
+        case 'x':
+          code_point(body, i, 2, value);
+          break;
+        case 'u':
+          code_point(body, i, 4, value);
+          break;
+        case 'U':
+          code_point(body, i, 8, value);
+          break;
         default:
           if (kind >= '0' && kind <= '7') {
             char32_t code = static_cast<char32_t>(kind - '0');
-            for (int k = 0; k < 2 && i < body.size() && body[i] >= '0' && body[i] <= '7'; ++k) code = code * 8 + static_cast<char32_t>(body[i++] - '0');
+            for (int k = 0; k < 2 && i < body.size() && body[i] >= '0' && body[i] <= '7'; ++k)
+              code = code * 8 + static_cast<char32_t>(body[i++] - '0');
             append_utf8(value, code);
           } else {
             value += '\\';

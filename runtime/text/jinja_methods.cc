@@ -74,7 +74,7 @@ Value rsplit(Evaluator& e, const Value& self, Call& c) {
     while (!kept.empty()) {
       const std::vector<std::string> words = split_space(kept, -1);
       if (limit-- == 0) {
-        parts.push_back(strip_text(kept, {}, true, true));
+        parts.push_back(kept);
         break;
       }
       parts.push_back(words.back());
@@ -181,7 +181,8 @@ Body string_method(const std::string& name) {
     t["replace"] = [](Evaluator& e, const Value& s, Call& c) {
       const int64_t count = whole(c.take(2, "count", Value::integer(-1)), "count");
       const Value from = c.take(0, "", Value()), to = c.take(1, "", Value());
-      return e.text(replace_text(e, s.as_string(), string_argument(from, "replace's argument"), string_argument(to, "replace's argument"), count));
+      return e.text(
+          replace_text(e, s.as_string(), string_argument(from, "replace's argument"), string_argument(to, "replace's argument"), count));
     };
     t["find"] = [](Evaluator&, const Value& s, Call& c) { return find(s, c, false, false); };
     t["rfind"] = [](Evaluator&, const Value& s, Call& c) { return find(s, c, true, false); };
@@ -226,10 +227,13 @@ Body string_method(const std::string& name) {
       const int64_t width = whole(c.take(0, "width", Value()), "width") - (sign ? 1 : 0);
       return e.text(text.substr(0, sign ? 1 : 0) + pad_text(e, text.substr(sign ? 1 : 0), width, "0", 1));
     };
-    t["isdigit"] = t["isdecimal"] = t["isnumeric"] = [](Evaluator&, const Value& s, Call&) { return all_characters(s, [](UChar32 c) { return u_isdigit(c); }); };
+    t["isdigit"] = t["isdecimal"] =
+        t["isnumeric"] = [](Evaluator&, const Value& s, Call&) { return all_characters(s, [](UChar32 c) { return u_isdigit(c); }); };
     t["isalpha"] = [](Evaluator&, const Value& s, Call&) { return all_characters(s, [](UChar32 c) { return u_isalpha(c); }); };
     t["isalnum"] = [](Evaluator&, const Value& s, Call&) { return all_characters(s, [](UChar32 c) { return u_isalnum(c); }); };
-    t["isspace"] = [](Evaluator&, const Value& s, Call&) { return all_characters(s, [](UChar32 c) { return u_isUWhiteSpace(c) || (c >= 0x1C && c <= 0x1F); }); };
+    t["isspace"] = [](Evaluator&, const Value& s, Call&) {
+      return all_characters(s, [](UChar32 c) { return u_isUWhiteSpace(c) || (c >= 0x1C && c <= 0x1F); });
+    };
     t["isascii"] = [](Evaluator&, const Value& s, Call&) {
       return Value::boolean(std::all_of(s.as_string().begin(), s.as_string().end(), [](char c) { return static_cast<uint8_t>(c) < 0x80; }));
     };

@@ -38,11 +38,16 @@ class Parser {
   [[noreturn]] void refuse(const std::string& message) const { throw SyntaxError{message, now().line}; }
   static std::string describe(const Token& token) {
     switch (token.kind) {
-      case TokenKind::end: return "end of the template";
-      case TokenKind::block_end: return "%}";
-      case TokenKind::print_end: return "}}";
-      case TokenKind::data: return "text";
-      default: return "'" + token.text + "'";
+      case TokenKind::end:
+        return "end of the template";
+      case TokenKind::block_end:
+        return "%}";
+      case TokenKind::print_end:
+        return "}}";
+      case TokenKind::data:
+        return "text";
+      default:
+        return "'" + token.text + "'";
     }
   }
   bool is_symbol(std::string_view text) const { return now().kind == TokenKind::symbol && now().text == text; }
@@ -402,7 +407,9 @@ class Parser {
   }
 
   ExpressionPtr sum() {
-    return chain({"+", "-"}, [&] { return chain({"~"}, [&] { return chain({"*", "/", "//", "%"}, [&] { return chain({"**"}, [&] { return unary(true); }); }); }); });
+    return chain({"+", "-"}, [&] {
+      return chain({"~"}, [&] { return chain({"*", "/", "//", "%"}, [&] { return chain({"**"}, [&] { return unary(true); }); }); });
+    });
   }
 
   ExpressionPtr unary(bool with_filters) {
@@ -434,8 +441,10 @@ class Parser {
         if (token.text == "false" || token.text == "False") return constant(Value::boolean(false));
         if (token.text == "none" || token.text == "None") return constant(Value::none());
         return make(Kind::name, take().text);
-      case TokenKind::integer: return constant(Value::integer(token.integer));
-      case TokenKind::real: return constant(Value::real(token.real));
+      case TokenKind::integer:
+        return constant(Value::integer(token.integer));
+      case TokenKind::real:
+        return constant(Value::real(token.real));
       case TokenKind::string: {
         std::string text;
         auto out = make(Kind::constant);
@@ -448,7 +457,8 @@ class Parser {
         if (token.text == "[") return list();
         if (token.text == "{") return dict();
         break;
-      default: break;
+      default:
+        break;
     }
     refuse("unexpected " + describe(token) + " (an expression)");
   }
@@ -551,7 +561,7 @@ class Parser {
       first = false;
       if (is_symbol(")")) break;
       if (skip_symbol("*")) {
-        if (out.spread) refuse("two *arguments");
+        if (out.spread || out.spread_named) refuse("an *argument follows another one or a **argument");
         out.spread = expression();
       } else if (skip_symbol("**")) {
         if (out.spread_named) refuse("two **arguments");

@@ -22,13 +22,23 @@ struct Arguments {
 
 struct Expression {
   enum class Kind {
-    constant, name, list, tuple, dict,  // parts; dict: key, value, key, value
-    attribute, item, slice,             // parts[0] . text | [parts[1]] | [parts[1]:parts[2]:parts[3]], null where left out
-    call, filter, test,                 // parts[0] (a filter block's is null); text = name of filter or test; negated
-    negative, positive, negation,       // parts[0]
-    binary,                             // text = operator: or and + - ~ * / // % **
-    compare,                            // parts[0] op parts[1] op parts[2] ...; operators
-    conditional,                        // parts[0] if parts[1] else parts[2] (may be null)
+    constant,
+    name,
+    list,
+    tuple,
+    dict,  // parts; dict: key, value, key, value
+    attribute,
+    item,
+    slice,  // parts[0] . text | [parts[1]] | [parts[1]:parts[2]:parts[3]], null where left out
+    call,
+    filter,
+    test,  // parts[0] (a filter block's is null); text = name of filter or test; negated
+    negative,
+    positive,
+    negation,     // parts[0]
+    binary,       // text = operator: or and + - ~ * / // % **
+    compare,      // parts[0] op parts[1] op parts[2] ...; operators
+    conditional,  // parts[0] if parts[1] else parts[2] (may be null)
   };
   Kind kind;
   int line = 0;

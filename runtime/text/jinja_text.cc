@@ -45,23 +45,38 @@ std::string number_text(const std::string& spec, char kind, const Value& value) 
 }  // namespace
 
 std::string upper_text(std::string_view text) {
-  return with_icu(text, [](icu::StringPiece in, icu::ByteSink& out, UErrorCode& status) { icu::CaseMap::utf8ToUpper("", 0, in, out, nullptr, status); });
+  return with_icu(text, [](icu::StringPiece in, icu::ByteSink& out, UErrorCode& status) {
+    icu::CaseMap::utf8ToUpper("", 0, in, out, nullptr, status);
+  });
 }
 
 std::string lower_text(std::string_view text) {
-  return with_icu(text, [](icu::StringPiece in, icu::ByteSink& out, UErrorCode& status) { icu::CaseMap::utf8ToLower("", 0, in, out, nullptr, status); });
+  return with_icu(text, [](icu::StringPiece in, icu::ByteSink& out, UErrorCode& status) {
+    icu::CaseMap::utf8ToLower("", 0, in, out, nullptr, status);
+  });
 }
 
 std::string escape_html(std::string_view text) {
   std::string out;
   for (char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '\'': out += "&#39;"; break;
-      case '"': out += "&#34;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      case '"':
+        out += "&#34;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -81,7 +96,8 @@ std::string title_text(std::string_view text, bool jinja) {
   for (size_t at = 0; at < text.size();) {
     const DecodedChar c = decode_utf8(text, at);
     const std::string_view piece = text.substr(at, c.length);
-    const bool word = jinja ? !(is_white(c.code) || c.code == '-' || c.code == '(' || c.code == '{' || c.code == '[' || c.code == '<') : is_cased_char(c.code);
+    const bool word = jinja ? !(is_white(c.code) || c.code == '-' || c.code == '(' || c.code == '{' || c.code == '[' || c.code == '<')
+                            : is_cased_char(c.code);
     out += !word ? std::string(piece) : start ? upper_text(piece) : lower_text(piece);
     start = !word;
     at += c.length;
@@ -424,7 +440,8 @@ std::string format_braces(Evaluator& evaluator, std::string_view format, Call& c
     const bool number = !name.empty() && name.size() < 6 && name.find_first_not_of("0123456789") == std::string::npos;
     if (name.empty() || number) {
       const size_t index = name.empty() ? next++ : static_cast<size_t>(std::stoul(name));
-      if (index >= call.positional.size()) template_error("Replacement index " + std::to_string(index) + " out of range for positional args tuple");
+      if (index >= call.positional.size())
+        template_error("Replacement index " + std::to_string(index) + " out of range for positional args tuple");
       value = call.positional[index];
     } else {
       const Value* found = call.find(name);

@@ -70,13 +70,16 @@ Value Value::from_json(const nlohmann::ordered_json& json, int depth) {
   if (depth > max_depth) template_error("the messages are nested too deeply (at most " + std::to_string(max_depth) + " levels)");
   using Type = nlohmann::ordered_json::value_t;
   switch (json.type()) {
-    case Type::boolean: return boolean(json.get<bool>());
-    case Type::number_integer: return integer(json.get<int64_t>());
+    case Type::boolean:
+      return boolean(json.get<bool>());
+    case Type::number_integer:
+      return integer(json.get<int64_t>());
     case Type::number_unsigned: {
       const auto number = json.get<uint64_t>();
       return number > static_cast<uint64_t>(INT64_MAX) ? real(static_cast<double>(number)) : integer(static_cast<int64_t>(number));
     }
-    case Type::number_float: return real(json.get<double>());
+    case Type::number_float:
+      return real(json.get<double>());
     case Type::string: {
       const auto& text = json.get_ref<const std::string&>();
       return string(is_valid_utf8(text) ? text : replace_invalid_utf8(text));
@@ -89,10 +92,12 @@ Value Value::from_json(const nlohmann::ordered_json& json, int depth) {
     }
     case Type::object: {
       Dict items;
-      for (const auto& [key, item] : json.items()) items.set(string(is_valid_utf8(key) ? key : replace_invalid_utf8(key)), from_json(item, depth + 1));
+      for (const auto& [key, item] : json.items())
+        items.set(string(is_valid_utf8(key) ? key : replace_invalid_utf8(key)), from_json(item, depth + 1));
       return dict(std::move(items));
     }
-    default: return none();
+    default:
+      return none();
   }
 }
 
@@ -367,13 +372,27 @@ void json_string(std::string_view text, bool ascii, std::string& out) {
   for (size_t at = 0; at < text.size();) {
     const DecodedChar c = decode_utf8(text, at);
     switch (c.code) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      case '\f': out += "\\f"; break;
-      case '\b': out += "\\b"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
       default:
         if (c.code < 0x20 || (ascii && c.code >= 0x7F && c.code < 0x10000)) {
           if (c.code == 0x7F) {
@@ -426,10 +445,6 @@ class JsonWriter {
     out += '\n';
     for (int i = 0; i < level_; ++i) out += *style_.indent;
   }
-  // With an indent, Python drops the space behind its default comma.
-  std::string_view separator() const {
-    return style_.indent && style_.item_separator == ", " ? std::string_view(",") : std::string_view(style_.item_separator);
-  }
   void sequence(const List& items) {
     if (items.empty()) {
       out += "[]";
@@ -438,7 +453,7 @@ class JsonWriter {
     out += '[';
     ++level_;
     for (size_t i = 0; i < items.size(); ++i) {
-      if (i) out += separator();
+      if (i) out += style_.item_separator;
       line();
       write(items[i]);
     }
@@ -459,7 +474,7 @@ class JsonWriter {
     out += '{';
     ++level_;
     for (size_t i = 0; i < items.size(); ++i) {
-      if (i) out += separator();
+      if (i) out += style_.item_separator;
       line();
       const Value& key = items[i]->first;
       std::string name;

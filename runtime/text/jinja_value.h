@@ -51,7 +51,7 @@ struct Namespace {
   std::unordered_map<std::string, Value> members;
 };
 
-struct Call;        // the arguments, jinja_evaluator.h
+struct Call;  // the arguments, jinja_evaluator.h
 class Evaluator;
 struct Callable {
   virtual ~Callable() = default;
@@ -72,8 +72,8 @@ struct None {};
 
 class Value {
  public:
-  static constexpr int max_depth = 100;                // of lists in lists
-  static constexpr int64_t max_weight = 8'000'000;     // values inside, shared ones counted every time: what a walk may cost
+  static constexpr int max_depth = 100;             // of lists in lists
+  static constexpr int64_t max_weight = 8'000'000;  // values inside, shared ones counted every time: what a walk may cost
 
   Value() : data_(Undefined{}) {}
   static Value undefined(std::string what);
@@ -81,7 +81,9 @@ class Value {
   static Value boolean(bool v) { return Value(Data(v)); }
   static Value integer(int64_t v) { return Value(Data(v)); }
   static Value real(double v) { return Value(Data(v)); }
-  static Value string(std::string v, bool markup = false) { return Value(Data(std::make_shared<const String>(String{std::move(v), markup}))); }
+  static Value string(std::string v, bool markup = false) {
+    return Value(Data(std::make_shared<const String>(String{std::move(v), markup})));
+  }
   static Value sequence(List items, bool tuple);  // checks the depth
   static Value list(List items) { return sequence(std::move(items), false); }
   static Value dict(Dict items);
@@ -123,11 +125,11 @@ class Value {
   int depth() const;
   int64_t weight() const;  // steps of a walk over all of it
   bool equals(const Value& other) const;
-  bool same(const Value& other) const;  // Python's `is`
+  bool same(const Value& other) const;                           // Python's `is`
   int compare(const Value& other, std::string_view what) const;  // -1, 0, 1; an error for types without order
-  bool contains(const Value& item) const;  // `item in this`
-  List iterate() const;                    // items of a list, keys of a dict, characters of a string, nothing when undefined
-  std::string hash_key() const;            // equal for equal keys; an error for unhashable values
+  bool contains(const Value& item) const;                        // `item in this`
+  List iterate() const;          // items of a list, keys of a dict, characters of a string, nothing when undefined
+  std::string hash_key() const;  // equal for equal keys; an error for unhashable values
 
  private:
   using Text = std::shared_ptr<const String>;
@@ -145,8 +147,8 @@ std::string python_string_repr(std::string_view text);
 
 struct JsonStyle {
   bool ensure_ascii = false, sort_keys = false;
-  std::optional<std::string> indent;  // one level
-  std::string item_separator = ", ", key_separator = ": ";
+  std::optional<std::string> indent;                        // one level
+  std::string item_separator = ", ", key_separator = ": ";  // with an indent Python's default for the first is ","
 };
 std::string to_json(const Value& value, const JsonStyle& style);  // Python's json.dumps
 
@@ -155,8 +157,12 @@ class Characters {
  public:
   explicit Characters(std::string_view text);
   int64_t size() const { return static_cast<int64_t>(starts_.size()) - 1; }
-  std::string_view at(int64_t i) const { return text_.substr(starts_[static_cast<size_t>(i)], starts_[static_cast<size_t>(i) + 1] - starts_[static_cast<size_t>(i)]); }
-  std::string_view range(int64_t begin, int64_t end) const { return text_.substr(starts_[static_cast<size_t>(begin)], starts_[static_cast<size_t>(end)] - starts_[static_cast<size_t>(begin)]); }
+  std::string_view at(int64_t i) const {
+    return text_.substr(starts_[static_cast<size_t>(i)], starts_[static_cast<size_t>(i) + 1] - starts_[static_cast<size_t>(i)]);
+  }
+  std::string_view range(int64_t begin, int64_t end) const {
+    return text_.substr(starts_[static_cast<size_t>(begin)], starts_[static_cast<size_t>(end)] - starts_[static_cast<size_t>(begin)]);
+  }
 
  private:
   std::string_view text_;

@@ -12,7 +12,8 @@ namespace tandem {
 
 class JsonField {
  public:
-  JsonField(const nlohmann::json& value, std::string file, std::string path) : value_(&value), file_(std::move(file)), path_(std::move(path)) {}
+  JsonField(const nlohmann::json& value, std::string file, std::string path)
+      : value_(&value), file_(std::move(file)), path_(std::move(path)) {}
 
   const nlohmann::json& value() const { return *value_; }
   const std::string& file() const { return file_; }
@@ -28,7 +29,9 @@ class JsonField {
   int64_t integer(int64_t low, int64_t high) const;
   std::string text(std::string_view name, std::string_view absent) const { return has(name) ? at(name).text() : std::string(absent); }
   bool flag(std::string_view name, bool absent) const { return has(name) ? at(name).flag() : absent; }
-  int64_t integer(std::string_view name, int64_t absent, int64_t low, int64_t high) const { return has(name) ? at(name).integer(low, high) : absent; }
+  int64_t integer(std::string_view name, int64_t absent, int64_t low, int64_t high) const {
+    return has(name) ? at(name).integer(low, high) : absent;
+  }
 
  private:
   const nlohmann::json* value_;

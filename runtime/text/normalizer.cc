@@ -69,7 +69,8 @@ class Prepend final : public Normalizer {
 
 class Replace final : public Normalizer {
  public:
-  Replace(const std::string& pattern, std::string content, const std::string& where) : regex_(pattern, where), content_(std::move(content)) {}
+  Replace(const std::string& pattern, std::string content, const std::string& where)
+      : regex_(pattern, where), content_(std::move(content)) {}
   void apply(std::string& text) const override {
     RegexSearch search(regex_, text);
     std::string out;
@@ -144,7 +145,8 @@ class StripAccents final : public Normalizer {
 
 class BertNormalizer final : public Normalizer {
  public:
-  BertNormalizer(bool clean, bool cjk, bool accents, bool lower) : clean_(clean), cjk_(cjk), accents_(accents), lower_(lower), form_("NFD") {}
+  BertNormalizer(bool clean, bool cjk, bool accents, bool lower)
+      : clean_(clean), cjk_(cjk), accents_(accents), lower_(lower), form_("NFD") {}
   void apply(std::string& text) const override {
     if (clean_) {
       map_chars(text, [](std::string& out, char32_t c) {
@@ -230,7 +232,8 @@ std::unique_ptr<Normalizer> make_normalizer(const JsonField& field) {
     for (const JsonField& part : field.at("normalizers").elements()) parts.push_back(make_normalizer(part));
     return std::make_unique<Sequence>(std::move(parts));
   }
-  field.refuse("is of type " + type + " (NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, ByteLevel, BertNormalizer, Sequence)");
+  field.refuse("is of type " + type +
+               " (NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, ByteLevel, BertNormalizer, Sequence)");
 }
 
 }  // namespace tandem

@@ -15,7 +15,7 @@ class Normalizer {
   virtual void apply(std::string& text) const = 0;  // valid UTF-8 in and out
 };
 
-std::unique_ptr<Normalizer> make_normalizer(const JsonField& field);  // refuses an unknown type by name
+std::unique_ptr<Normalizer> make_normalizer(const JsonField& field);         // refuses an unknown type by name
 std::unique_ptr<Normalizer> make_unicode_normalizer(std::string_view form);  // "NFC", "NFD", "NFKC", "NFKD"
 std::unique_ptr<Normalizer> make_prepend_normalizer(std::string prefix);     // before any text that is not empty
 std::unique_ptr<Normalizer> make_replace_normalizer(std::string_view literal, std::string content);

@@ -208,7 +208,8 @@ enum class PrependScheme { always, first, never };
 
 class Metaspace final : public PreTokenizer {
  public:
-  Metaspace(std::string replacement, PrependScheme scheme, bool split) : replacement_(std::move(replacement)), scheme_(scheme), split_(split) {
+  Metaspace(std::string replacement, PrependScheme scheme, bool split)
+      : replacement_(std::move(replacement)), scheme_(scheme), split_(split) {
     code_ = decode_utf8(replacement_, 0).code;
   }
   void apply(Words& words) const override {

@@ -33,7 +33,8 @@ class PreTokenizer {
 };
 
 std::unique_ptr<PreTokenizer> make_pre_tokenizer(const JsonField& field);  // refuses an unknown type by name
-std::unique_ptr<PreTokenizer> make_regex_split(std::string_view regex, const std::string& where);  // matches and what lies between are words
+std::unique_ptr<PreTokenizer> make_regex_split(std::string_view regex,
+                                               const std::string& where);  // matches and what lies between are words
 std::unique_ptr<PreTokenizer> make_byte_level(bool add_prefix_space, bool use_regex);
 std::unique_ptr<PreTokenizer> make_pre_tokenizer_sequence(std::vector<std::unique_ptr<PreTokenizer>> parts);
 

@@ -13,7 +13,8 @@ namespace {
 
 // PCRE2's \s would add U+180E, its \w would leave out marks: the sets are written out. All inside of [...].
 constexpr std::string_view space_set = R"(\x09-\x0d\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
-constexpr std::string_view word_set = R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
+constexpr std::string_view word_set =
+    R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149}\x{1f150}-\x{1f169}\x{1f170}-\x{1f189})";
 // Outside of a set Oniguruma asks another table for the codes below 256, which also knows the superscripts and fractions of Latin-1.
 constexpr std::string_view latin1_words = R"(\x{b2}\x{b3}\x{b9}\x{bc}-\x{be})";
 constexpr std::string_view hex_set = "0-9a-fA-F";
@@ -87,11 +88,13 @@ class Translator {
     }
     if ((kind == 'b' || kind == 'B') && !inside) {  // word boundaries, by the set above
       const std::string in = "[" + std::string(word_set) + std::string(latin1_words) + "]";
-      out_ += kind == 'b' ? "(?:(?<=" + in + ")(?!" + in + ")|(?<!" + in + ")(?=" + in + "))" : "(?:(?<=" + in + ")(?=" + in + ")|(?<!" + in + ")(?!" + in + "))";
+      out_ += kind == 'b' ? "(?:(?<=" + in + ")(?!" + in + ")|(?<!" + in + ")(?=" + in + "))"
+                          : "(?:(?<=" + in + ")(?=" + in + ")|(?<!" + in + ")(?!" + in + "))";
       at_ += 2;
       return;
     }
-    if (kind == 'u' && at_ + 5 < in_.size() && is_hex(in_[at_ + 2]) && is_hex(in_[at_ + 3]) && is_hex(in_[at_ + 4]) && is_hex(in_[at_ + 5])) {
+    if (kind == 'u' && at_ + 5 < in_.size() && is_hex(in_[at_ + 2]) && is_hex(in_[at_ + 3]) && is_hex(in_[at_ + 4]) &&
+        is_hex(in_[at_ + 5])) {
       out_ += "\\x{";
       out_ += in_.substr(at_ + 2, 4);
       out_ += '}';
@@ -191,7 +194,8 @@ Regex::Regex(std::string_view pattern, const std::string& where) : compiled_(std
   compiled_->where = where;
   compiled_->pattern = pattern;
   const std::string translated = Translator(pattern, where).run();
-  std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
+  std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(pcre2_compile_context_create(nullptr),
+                                                                                        pcre2_compile_context_free);
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   pcre2_set_parens_nest_limit(context.get(), 200);
   int code = 0;

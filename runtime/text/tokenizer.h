@@ -29,7 +29,8 @@ class Tokenizer {
  public:
   // `where` names the file in errors. tokenizer_config_json may be empty; what it holds is what transformers uses of it: bos_token,
   // eos_token and the other named tokens, added_tokens_decoder, add_bos_token, add_eos_token.
-  static std::unique_ptr<Tokenizer> from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json, const std::string& where);
+  static std::unique_ptr<Tokenizer> from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
+                                              const std::string& where);
   static std::unique_ptr<Tokenizer> from_gguf(GgufVocabulary vocabulary, const std::string& where);
   ~Tokenizer();
 
@@ -45,7 +46,7 @@ class Tokenizer {
   bool has(int32_t id) const;
   bool is_special(int32_t id) const;
   bool is_hidden(int32_t id) const;  // special, and decode leaves it out with skip_special: nearly always the same
-  int32_t size() const;  // the highest id + 1; a model's output may be wider
+  int32_t size() const;              // the highest id + 1; a model's output may be wider
 
   std::optional<int32_t> bos() const;
   std::optional<int32_t> eos() const;

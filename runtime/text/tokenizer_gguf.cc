@@ -48,8 +48,8 @@ struct PreRow {
 
 const std::vector<PreRow>& pre_rows() {
   static const std::vector<PreRow> rows = {
-      {{"gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0", "mellum",
-        "trillion", "modern-bert", "granite-docling"},
+      {{"gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0",
+        "mellum", "trillion", "modern-bert", "granite-docling"},
        {gpt2_split}},
       {{"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"}, {digit, gpt2_split}},
       {{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}, {llama3_split}, true, false, true},
@@ -60,7 +60,8 @@ const std::vector<PreRow>& pre_rows() {
       {{"tekken"}, {tekken_split}, true, false, true},
       {{"gpt-4o", "llama4", "kanana2", "minimax-m2"}, {gpt4o_split}, true},
       {{"deepseek-v3", "hunyuan-dense"}, {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+", deepseek3_split}},
-      {{"deepseek-llm"}, {"[\r\n]", deepseek_llm_letters, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", R"(\s+$)", "[一-龥ࠀ-一가-퟿]+", R"(\p{N}+)"}},
+      {{"deepseek-llm"},
+       {"[\r\n]", deepseek_llm_letters, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", R"(\s+$)", "[一-龥ࠀ-一가-퟿]+", R"(\p{N}+)"}},
       {{"deepseek-coder"}, {"[\r\n]", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-퟿]+", digit}},
       {{"falcon"}, {R"([\p{P}\$\+<=>\^~\|`]+)", gpt2_split, "[0-9][0-9][0-9]"}},
       {{"bloom", "poro-chat", "gpt3-finnish"}, {bloom_split}},
@@ -94,7 +95,8 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(GgufVocabulary given, const std:
   if (count == 0) bad_input(where, "tokenizer.ggml.tokens is empty (at least one token)");
   if (count > INT32_MAX) bad_input(where, "tokenizer.ggml.tokens has " + std::to_string(count) + " tokens (less)");
   if (!given.types.empty() && given.types.size() != count) {
-    bad_input(where, "tokenizer.ggml.token_type has " + std::to_string(given.types.size()) + " entries (one for each of " + std::to_string(count) + " tokens)");
+    bad_input(where, "tokenizer.ggml.token_type has " + std::to_string(given.types.size()) + " entries (one for each of " +
+                         std::to_string(count) + " tokens)");
   }
   auto parts = std::make_unique<Parts>();
   for (size_t i = 0; i < count; ++i) {
@@ -137,7 +139,8 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(GgufVocabulary given, const std:
     add_byte_level_decoder(parts->decoder);
   } else if (given.model == "llama") {
     if (given.scores.size() != count) {
-      bad_input(where, "tokenizer.ggml.scores has " + std::to_string(given.scores.size()) + " entries (one for each of " + std::to_string(count) + " tokens)");
+      bad_input(where, "tokenizer.ggml.scores has " + std::to_string(given.scores.size()) + " entries (one for each of " +
+                           std::to_string(count) + " tokens)");
     }
     for (size_t i = 0; i < count; ++i) {
       if (std::isnan(given.scores[i])) bad_input(where, "tokenizer.ggml.scores[" + std::to_string(i) + "] is not a number");
@@ -157,7 +160,8 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(GgufVocabulary given, const std:
 
   for (size_t i = 0; i < given.types.size(); ++i) {
     const int32_t number = given.types[i];
-    if (number < 0 || number > 6) bad_input(where, "tokenizer.ggml.token_type[" + std::to_string(i) + "] is " + std::to_string(number) + " (0 to 6)");
+    if (number < 0 || number > 6)
+      bad_input(where, "tokenizer.ggml.token_type[" + std::to_string(i) + "] is " + std::to_string(number) + " (0 to 6)");
     const auto type = static_cast<TokenType>(number);
     if (type != TokenType::control && type != TokenType::user_defined && type != TokenType::unknown) continue;
     AddedToken token{given.tokens[i], static_cast<int32_t>(i)};

@@ -42,7 +42,8 @@ class TokenizerReader : public nlohmann::json_sax<json> {
     if (mode_ == Mode::merges) {
       if (v.starts_with("#version")) return true;
       const size_t space = v.find(' ');
-      if (space == std::string::npos || v.find(' ', space + 1) != std::string::npos) refuse(merge_name() + " is not two pieces with a space between");
+      if (space == std::string::npos || v.find(' ', space + 1) != std::string::npos)
+        refuse(merge_name() + " is not two pieces with a space between");
       add_merge(std::string_view(v).substr(0, space), std::string_view(v).substr(space + 1));
       return true;
     }
@@ -186,7 +187,8 @@ class ConfigApplier {
       for (const auto& [name, value] : decoder.value().items()) {
         const JsonField field(value, config.file(), "added_tokens_decoder." + name);
         int64_t id = 0;
-        if (name.empty() || name.size() > 9 || name.find_first_not_of("0123456789") != std::string::npos || (id = std::stoll(name)) >= id_bound_) {
+        if (name.empty() || name.size() > 9 || name.find_first_not_of("0123456789") != std::string::npos ||
+            (id = std::stoll(name)) >= id_bound_) {
           field.refuse("has a name that is no id of the vocabulary (0 to " + std::to_string(id_bound_ - 1) + ")");
         }
         AddedToken token = read_added_token(field, static_cast<int32_t>(id));
@@ -224,9 +226,7 @@ class ConfigApplier {
     if (const AddedToken* token = parts_.added.find(content)) return token->id;
     return parts_.vocabulary.find(content);
   }
-  static std::string content_of(const JsonField& field) {
-    return field.value().is_object() ? field.at("content").text() : field.text();
-  }
+  static std::string content_of(const JsonField& field) { return field.value().is_object() ? field.at("content").text() : field.text(); }
   std::optional<int32_t> named(const JsonField& config, const char* name) const {
     return config.has(name) ? find(content_of(config.at(name))) : std::nullopt;
   }
@@ -276,7 +276,8 @@ std::unique_ptr<Tokenizer> Tokenizer::from_json(std::string_view tokenizer_json,
   const MergeList& merges = reader.merges;
   auto bpe = std::make_unique<Bpe>(parts->vocabulary, std::move(options), merges.spans.size(), where);
   const std::string_view text = merges.text;
-  for (const auto& [begin, middle, end] : merges.spans) bpe->add_merge(text.substr(begin, middle - begin), text.substr(middle, end - middle));
+  for (const auto& [begin, middle, end] : merges.spans)
+    bpe->add_merge(text.substr(begin, middle - begin), text.substr(middle, end - middle));
   parts->model = std::move(bpe);
 
   if (root.has("normalizer")) parts->normalizer = make_normalizer(root.at("normalizer"));

@@ -72,7 +72,8 @@ std::optional<int32_t> Vocabulary::find(std::string_view piece) const {
   for (uint64_t i = hash & mask_;; i = (i + 1) & mask_) {
     const Slot& slot = slots_[i];
     if (slot.id < 0) return std::nullopt;
-    if (slot.tag == tag && slot.length == piece.size() && std::memcmp(text_.data() + slot.begin, piece.data(), piece.size()) == 0) return slot.id;
+    if (slot.tag == tag && slot.length == piece.size() && std::memcmp(text_.data() + slot.begin, piece.data(), piece.size()) == 0)
+      return slot.id;
   }
 }
 
