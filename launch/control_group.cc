@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "launch/addresses.h"
 #include "launch/topology.h"
 #include "rpc/worker_service.h"
 
@@ -32,7 +33,7 @@ class ControlGroup final : public WorkerGroup {
     told.progress = [](int, uint64_t) {};
     told.failed = [state](int rank, Error why) { state->lose(Error(why.code, "rank " + std::to_string(rank), why.what())); };
     control_.expect({epoch, settings_.ranks, secret, build_id(), settings_.plan, settings_.options}, std::move(told));
-    launcher_->start({epoch, control_.address(), secret, settings_.ranks}, [state](Error why) { state->lose(std::move(why)); });
+    launcher_->start({epoch, dial_addresses(control_.address()), secret, settings_.ranks}, [state](Error why) { state->lose(std::move(why)); });
   }
 
   void submit(StepBytes step) override { control_.broadcast(std::move(step)); }
@@ -61,7 +62,6 @@ class ControlGroup final : public WorkerGroup {
   static ControlOptions options_of(const ControlGroupSettings& settings) {
     ControlOptions options;
     options.listen = settings.listen;
-    options.advertise = settings.advertise;
     options.lease_seconds = settings.lease_seconds * kSlowFactor;
     return options;
   }

@@ -24,7 +24,7 @@ class Launcher {
 struct ControlGroupSettings {
   std::string plan, options;   // handed to the workers as they are
   int ranks = 1;
-  std::string listen = "127.0.0.1:0", advertise;
+  std::string listen = "127.0.0.1:0";  // host 0.0.0.0: workers get all addresses of this host, and take one that answers
   double lease_seconds = 1;
 };
 

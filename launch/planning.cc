@@ -25,6 +25,7 @@ Degrees resolve_degrees(const PlaceOptions& place, bool on_cpu) {
   for (const auto& [option, value] : {std::pair{"--ranks", place.ranks}, {"--pp", place.pp}, {"--tp", place.tp}, {"--ep", place.ep}}) {
     check_range(option, value, 0, kMostRanks);
   }
+  check_range("--threads", place.threads, 0, 64);
   Degrees degrees{place.ranks, place.pp, std::max(place.tp, 1), std::max(place.ep, 1)};
   const int group = degrees.tp * degrees.ep;
   if (degrees.ranks == 0 && degrees.pp == 0 && on_cpu) degrees.pp = 1;
@@ -133,6 +134,12 @@ Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Back
   const Mesh group{.pp = 1, .ep = degrees.ep, .tp = degrees.tp};
   const Profile profile = make_profile(blueprint, group, workload, request.all_logits, on_gpu(cluster) ? gpu : backend);
   return plan(profile, cluster, workload, parse_objective(request.budget.objective), Placement{.pp = degrees.pp});
+}
+
+int cpu_ranks(const PlanRequest& request) {
+  const std::string& file = request.place.plan_file;
+  if (!file.empty()) return plan_from_json(read_json_object(file, kPlanLimit), file).mesh.size();
+  return std::max(1, resolve_degrees(request.place, true).ranks);
 }
 
 bool plans_for_gpus(const PlanRequest& request) { return request.place.plan_file.empty() && on_gpu(cluster_for(request)); }

@@ -23,6 +23,9 @@ Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Back
 // Whether any device of the request is no CPU: then the arithmetic's `auto` means a GPU's. Errors: as plan_for's about devices.
 bool plans_for_gpus(const PlanRequest& request);
 
+// How many ranks a request for CPUs means. Errors: as plan_for's about degrees and --plan.
+int cpu_ranks(const PlanRequest& request);
+
 // Errors: Code::invalid_argument with the first thing that does not fit. A tight plan passes.
 void require_fits(const Plan& plan);
 

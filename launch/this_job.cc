@@ -8,6 +8,7 @@
 #include <numeric>
 #include <thread>
 
+#include "launch/addresses.h"
 #include "launch/signals.h"
 #include "launch/topology.h"
 #include "launch/worker_process.h"
@@ -18,7 +19,7 @@ namespace {
 struct Notice {  // rank 0 to all, once
   int32_t exit_code = -1;  // >= 0: end
   uint32_t epoch = 0;
-  char control[256] = {}, secret[64] = {};
+  char control[512] = {}, secret[64] = {};
 };
 
 void tell(ThisJob& job, Notice& notice) {
@@ -29,7 +30,7 @@ void tell(ThisJob& job, Notice& notice) {
 
 RemoteWorkerOptions dial(const Notice& notice, int rank) {
   RemoteWorkerOptions options;
-  options.address = notice.control;
+  options.address = reachable_address(notice.control, options.connect_seconds);
   options.secret = notice.secret;
   options.epoch = notice.epoch;
   options.rank = rank;
@@ -52,7 +53,7 @@ class JobLauncher final : public Launcher {
     tell(job_, notice);
     thread_ = std::thread([this, notice, ended = std::move(ended)] {
       try {
-        run_worker(dial(notice, job_.world.rank), std::move(job_.communicator), job_.world.local_size, [](const Error&) {});
+        run_worker(dial(notice, job_.world.rank), std::move(job_.communicator), [](const Error&) {});
       } catch (const Error& error) {
         ended(error);
       }
@@ -74,7 +75,7 @@ class JobLauncher final : public Launcher {
 ThisJob join_job() {
   ThisJob job;
   job.world = init_mpi();
-  share_cores(job.world.local_rank, job.world.local_size);
+  job.cores = share_cores(job.world.local_rank, job.world.local_size);
   job.communicator = make_mpi();
   if (job.world.rank > 0) {
     set_error_reporting(false);
@@ -90,7 +91,7 @@ int work_in_job(ThisJob job) {
   tell(job, notice);
   if (notice.exit_code >= 0) return notice.exit_code;
   const int rank = job.world.rank;
-  run_worker(dial(notice, rank), std::move(job.communicator), job.world.local_size, [](const Error&) { _exit(1); });
+  run_worker(dial(notice, rank), std::move(job.communicator), [](const Error&) { _exit(1); });
   return 0;
 }
 

@@ -11,6 +11,7 @@ namespace tandem {
 struct ThisJob {
   MpiWorld world;
   std::unique_ptr<Communicator> communicator;
+  int cores = 1;  // that this rank got of its host's
 };
 
 // Initialises MPI and shares the host's cores among its ranks.

@@ -14,25 +14,31 @@
 #include "kernels/base/threads.h"
 
 namespace tandem {
+namespace {
 
-void share_cores(int local_rank, int local_size) {
+constexpr int kMostThreads = 64;  // of a rank
+
+}  // namespace
+
+int share_cores(int local_rank, int local_size) {
   cpu_set_t all, mine;
   CPU_ZERO(&all);
   for (int core = 0; core < CPU_SETSIZE; ++core) CPU_SET(core, &all);
   // The kernel cuts the mask down to what the container allows; what comes back are the host's cores that may be used.
-  if (sched_setaffinity(0, sizeof all, &all) != 0 || sched_getaffinity(0, sizeof all, &all) != 0) return;
+  if (sched_setaffinity(0, sizeof all, &all) != 0 || sched_getaffinity(0, sizeof all, &all) != 0) return threads_for(0, local_size);
   std::vector<int> cores;
   for (int core = 0; core < CPU_SETSIZE; ++core) {
     if (CPU_ISSET(core, &all)) cores.push_back(core);
   }
   const int total = static_cast<int>(cores.size());
-  if (local_size > total) return;  // more ranks than cores: let the kernel share
+  if (local_size > total) return 1;  // more ranks than cores: let the kernel share
   CPU_ZERO(&mine);
   for (int i = total * local_rank / local_size; i < total * (local_rank + 1) / local_size; ++i) CPU_SET(cores[static_cast<size_t>(i)], &mine);
   sched_setaffinity(0, sizeof mine, &mine);
+  return std::min(CPU_COUNT(&mine), kMostThreads);
 }
 
-int threads_for(int asked, int ranks_here) { return asked > 0 ? asked : std::max(1, allowed_cores() / std::max(1, ranks_here)); }
+int threads_for(int asked, int ranks_here) { return asked > 0 ? asked : std::clamp(allowed_cores() / std::max(1, ranks_here), 1, kMostThreads); }
 
 void die_with_parent() {
   const pid_t parent = getppid();

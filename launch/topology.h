@@ -4,8 +4,8 @@
 
 namespace tandem {
 
-// Under a launcher that pins each rank to a core, ranks of one host share all cores evenly instead.
-void share_cores(int local_rank, int local_size);
+// Under a launcher that pins each rank to a core, ranks of one host share all cores evenly instead. Returns how many this one got.
+int share_cores(int local_rank, int local_size);
 int threads_for(int asked, int ranks_here);  // --threads, or the cores of this process divided by its ranks
 
 // The kernel kills this process when its parent dies; ends at once when that has happened already.

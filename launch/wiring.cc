@@ -14,6 +14,12 @@
 
 namespace tandem {
 
+namespace {
+
+int hosts_in(const std::string& hosts) { return 1 + static_cast<int>(std::count(hosts.begin(), hosts.end(), ',')); }
+
+}  // namespace
+
 std::string compute_label(const Blueprint& blueprint) {
   if (!blueprint.arithmetic.automatic) return std::string(name(blueprint.arithmetic.compute));
   for (WeightId id = 0; id < blueprint.model->weights.size(); ++id) {
@@ -45,19 +51,23 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
     }
     request.place.ranks = job.world.size;
   }
-  d->backend = cpu::make_cpu_backend(1);
+  // Every rank computes with as many threads as the plan's workspace is for.
+  const int threads_here = in_job ? job.cores : threads_for(0, std::max(1, cpu_ranks(request) / hosts_in(options.hosts)));
+  const int threads = request.place.threads > 0 ? request.place.threads : threads_here;
+  d->backend = cpu::make_cpu_backend(threads);
   d->plan = plan_for(d->blueprint, request, *d->backend);
   require_fits(d->plan);
   d->compute = compute_label(d->blueprint);
   const int ranks = d->plan.mesh.size();
 
   if (in_job || (options.ranks == RanksAre::processes && ranks > 1)) {
-    WorkerTerms terms{options.model, request.place.threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor};
+    WorkerTerms terms{options.model, threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor};
     ControlGroupSettings settings;
     settings.plan = to_json(d->plan).dump();
     settings.options = to_json(terms);
     settings.ranks = ranks;
-    settings.listen = options.control_listen;
+    const bool other_hosts = in_job ? job.world.local_size < job.world.size : !options.hosts.empty();
+    settings.listen = !options.control_listen.empty() ? options.control_listen : other_hosts ? "0.0.0.0:0" : "127.0.0.1:0";
     settings.lease_seconds = options.lease_seconds;
     std::unique_ptr<Launcher> launcher;
     if (in_job) {
@@ -72,7 +82,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
     settings.plan = &d->plan;
     settings.all_logits = request.all_logits;
     settings.check_digests = options.check_digests;
-    settings.threads = threads_for(request.place.threads, ranks);
+    settings.threads = threads;
     settings.wait_seconds = 3 * options.step_deadline_seconds * kSlowFactor;
     auto bars = std::make_shared<Progress>("loading", ranks);
     settings.progress = [bars](int rank) -> LoadListener {

@@ -21,7 +21,7 @@ struct DeployOptions {
   bool check_digests = false;
   bool prefix_cache = true;
   std::string hosts, log_level;    // of worker processes
-  std::string control_listen = "127.0.0.1:0";
+  std::string control_listen;      // "": a port on loopback; on every interface when ranks are on other hosts
   double lease_seconds = 1, step_deadline_seconds = 10;
 };
 

@@ -38,8 +38,7 @@ WorkerTerms worker_terms_from_json(const std::string& text) {
   return t;
 }
 
-void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator> communicator, int local_size,
-                const std::function<void(const Error&)>& on_lost) {
+void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator> communicator, const std::function<void(const Error&)>& on_lost) {
   auto held = std::make_shared<Held>();
   const LoadWorker load = [&, held](const WelcomeTerms& welcome, Rendezvous&, WorkerCallbacks callbacks) {
     const WorkerTerms terms = worker_terms_from_json(welcome.options);
@@ -53,7 +52,7 @@ void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator
     settings.plan = &held->plan;
     settings.all_logits = terms.all_logits;
     settings.check_digests = terms.check_digests;
-    settings.threads = threads_for(terms.threads, local_size);
+    settings.threads = terms.threads;
     settings.wait_seconds = terms.wait_seconds;
 
     // The stage loads on the worker's own thread; ready is said when it has.

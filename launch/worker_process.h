@@ -12,7 +12,7 @@ namespace tandem {
 // What a worker must know besides the plan; travels as JSON in the welcome, so that a worker's command line says only where to dial.
 struct WorkerTerms {
   ModelOptions model;
-  int threads = 0;
+  int threads = 1;  // of each rank: the plan's workspace is for so many
   bool all_logits = false, check_digests = false;
   double wait_seconds = 30;
 };
@@ -20,7 +20,6 @@ std::string to_json(const WorkerTerms& terms);
 WorkerTerms worker_terms_from_json(const std::string& text);
 
 // Blocks until the coordinator says it is over. `on_lost` as in run_remote_worker.
-void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator> communicator, int local_size,
-                const std::function<void(const Error&)>& on_lost);
+void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator> communicator, const std::function<void(const Error&)>& on_lost);
 
 }  // namespace tandem

@@ -9,6 +9,7 @@
 #include "launch/plan_html.h"
 #include "launch/planning.h"
 #include "launch/terminal.h"
+#include "launch/topology.h"
 
 namespace tandem {
 namespace {
@@ -50,7 +51,7 @@ int run(const Options& o) {
   if (o.model.model.empty()) bad_input("MODEL", "is missing (a directory, .gguf file, config.json or preset:NAME)");
   const bool on_gpu = plans_for_gpus(o.request);
   const Blueprint blueprint = make_blueprint(o.model.model, {o.model.format, o.model.double_quant}, arithmetic_of(o.model, on_gpu));
-  const auto backend = cpu::make_cpu_backend(1);
+  const auto backend = cpu::make_cpu_backend(on_gpu ? 1 : threads_for(o.request.place.threads, cpu_ranks(o.request)));
   const Plan plan = plan_for(blueprint, o.request, *backend);
   const std::string json = to_json(plan).dump(2) + "\n";
   if (!o.output.empty()) write_file("-o", o.output, json);

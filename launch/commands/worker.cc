@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "kernels/base/error.h"
+#include "launch/addresses.h"
 #include "launch/commands/commands.h"
 #include "launch/signals.h"
 #include "launch/this_job.h"
@@ -24,7 +25,6 @@ int work(const Options& o) {
   const char* secret = std::getenv("TANDEM_SECRET");
   if (!under_mpirun() || !secret) bad_input("worker", "is started by tandem serve --ranks (not by hand)");
   RemoteWorkerOptions options;
-  options.address = o.control;
   options.secret = secret;
   options.epoch = o.epoch;
   options.build = build_id();
@@ -32,8 +32,9 @@ int work(const Options& o) {
   die_with_parent();
   ThisJob job = join_job();
   set_error_reporting(false);
+  options.address = reachable_address(o.control, options.connect_seconds);
   options.rank = job.world.rank;
-  run_worker(options, std::move(job.communicator), job.world.local_size, [](const Error&) { _exit(kLostExit); });
+  run_worker(options, std::move(job.communicator), [](const Error&) { _exit(kLostExit); });
   finalize_mpi();
   return 0;
 }
