@@ -90,6 +90,7 @@ struct Progress::Core {
     if (wake_.wait_for(lock, kPatience, over)) return;
     int drawn = 0;
     do {
+      if (complete()) break;
       const double seconds = Seconds(std::chrono::steady_clock::now() - began_).count();
       std::string out;
       if (drawn > 0) out += "\r\x1b[" + std::to_string(drawn) + "A";
@@ -108,6 +109,10 @@ struct Progress::Core {
       if (may_report_errors()) std::fwrite(out.data(), 1, out.size(), stderr);
     } while (!wake_.wait_for(lock, bars_ ? kFrame : kLine, over));
     if (drawn > 0) std::fprintf(stderr, "\r\x1b[%dA\x1b[J", drawn);
+  }
+
+  bool complete() const {
+    return std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return lane.total.load() > 0 && lane.done.load() >= lane.total.load(); });
   }
 
   std::vector<Shown> snapshot() const {

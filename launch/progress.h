@@ -1,5 +1,6 @@
 // Progress of long work on stderr, one lane a rank: bars with bytes and the time left when stderr is a terminal, a plain line every few
-// seconds otherwise; nothing at all when the work is over within a second. Every function may be called from any thread.
+// seconds otherwise; nothing at all when the work is over within a second, nothing more once every lane is at its total. Every function
+// may be called from any thread.
 #pragma once
 #include <cstdint>
 #include <functional>

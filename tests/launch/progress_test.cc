@@ -30,6 +30,14 @@ TEST(Progress, ShortWorkIsSilent) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
 }
 
+TEST(Progress, FinishedLanesAreNotTold) {
+  testing::internal::CaptureStderr();
+  Progress progress("loading", 1);
+  progress.update(0, 4, 4);
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
 TEST(Progress, LongWorkIsToldOnceAWhile) {
   testing::internal::CaptureStderr();
   std::function<void(uint64_t, uint64_t)> lane;
