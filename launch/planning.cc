@@ -86,14 +86,15 @@ bool on_gpu(const Cluster& cluster) {
   return std::any_of(cluster.devices.begin(), cluster.devices.end(), [](const Device& device) { return !device.is_cpu; });
 }
 
-Workload workload_for(const PlanRequest& request, int32_t model_context) {
+Workload workload_for(const PlanRequest& request, const ModelShape& shape) {
   const SizeOptions& size = request.size;
   Workload workload;
-  check_range("--context", size.context, 0, model_context);
+  // Longer than the model was made for is the user's choice, unless its positions are not defined there.
+  check_range("--context", size.context, 0, shape.context_is_hard ? shape.context : 1 << 24);
   check_range("--max-batch", size.max_batch, 0, 4096);
   check_range("--chunk", size.chunk, 1, 65536);
   check_range("--page", size.page, 1, 4096);
-  workload.context = size.context > 0 ? size.context : std::min(model_context, 4096);
+  workload.context = size.context > 0 ? size.context : std::min(shape.context, 4096);
   workload.batch = size.max_batch > 0 ? size.max_batch : request.default_batch;
   workload.chunk = size.chunk;
   workload.page_tokens = size.page;
@@ -129,7 +130,7 @@ Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Back
   if (!request.place.plan_file.empty()) return plan_from_file(blueprint, request);
   const Degrees degrees = resolve_degrees(request.place, !plans_given_devices(request));
   const Cluster cluster = cluster_for(request);
-  const Workload workload = workload_for(request, blueprint.model->shape.context);
+  const Workload workload = workload_for(request, blueprint.model->shape);
   const GpuSizes gpu(backend);
   const Mesh group{.pp = 1, .ep = degrees.ep, .tp = degrees.tp};
   const Profile profile = make_profile(blueprint, group, workload, request.all_logits, on_gpu(cluster) ? gpu : backend);

@@ -47,10 +47,20 @@ void q8_0(const uint8_t* b, float* out) {
   const float d = half_at(b);
   for (int i = 0; i < 32; ++i) out[i] = static_cast<float>(static_cast<int8_t>(b[2 + i])) * d;
 }
+constexpr int8_t kNonLinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 void iq4_nl(const uint8_t* b, float* out) {
-  constexpr int8_t kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
   const float d = half_at(b);
-  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(kValues[nibble(b + 2, i)]);
+  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(kNonLinear[nibble(b + 2, i)]);
+}
+// f16 d, u16 high bits of eight 6-bit scales, four bytes with their low nibbles, 128 bytes of codes.
+void iq4_xs(const uint8_t* b, float* out) {
+  const float d = half_at(b);
+  const int high = b[2] | b[3] << 8;
+  for (int part = 0; part < 8; ++part) {
+    const int scale = (b[4 + part / 2] >> 4 * (part % 2) & 15) | (high >> 2 * part & 3) << 4;
+    const float step = d * static_cast<float>(scale - 32);
+    for (int i = 0; i < 32; ++i) out[32 * part + i] = step * static_cast<float>(kNonLinear[nibble(b + 8 + 16 * part, i)]);
+  }
 }
 
 // Twelve bytes hold eight 6-bit scales and eight 6-bit minimums.
@@ -175,7 +185,8 @@ class GgufBlock final : public RowBlockFormat {
 const GgufBlock kBlocks[] = {{"q4_0", 32, 18, q4_0, make_q4_0}, {"q4_1", 32, 20, q4_1, make_q4_1},  {"q5_0", 32, 22, q5_0, nullptr},
                              {"q5_1", 32, 24, q5_1, nullptr},   {"q8_0", 32, 34, q8_0, make_q8_0},  {"q2_k", 256, 84, q2_k, nullptr},
                              {"q3_k", 256, 110, q3_k, nullptr}, {"q4_k", 256, 144, q4_k, nullptr},  {"q5_k", 256, 176, q5_k, nullptr},
-                             {"q6_k", 256, 210, q6_k, nullptr}, {"iq4_nl", 32, 18, iq4_nl, nullptr}};
+                             {"q6_k", 256, 210, q6_k, nullptr}, {"iq4_nl", 32, 18, iq4_nl, nullptr},
+                             {"iq4_xs", 256, 136, iq4_xs, nullptr}};
 
 }  // namespace
 

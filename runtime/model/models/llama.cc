@@ -34,6 +34,7 @@ Llama::Llama(const Config& config, Declared declared) {
   shape.kv_heads = config.integer("num_key_value_heads", 1, 4096, shape.heads);
   shape.head_dim = config.integer("head_dim", 2, 4096, shape.hidden / shape.heads);
   shape.context = rope_limit(config, static_cast<int32_t>(config.integer("max_position_embeddings", 1, 1 << 30, 2048)));
+  shape.context_is_hard = rope_is_bounded(config);
   if (shape.heads % shape.kv_heads != 0) {
     config.bad("num_key_value_heads", "is " + std::to_string(shape.kv_heads) + " (must divide num_attention_heads, " + std::to_string(shape.heads) + ")");
   }

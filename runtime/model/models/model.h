@@ -25,6 +25,7 @@ struct ModelShape {
   int layers = 0;
   int64_t hidden = 0, vocab = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int32_t context = 0;        // longest sequence the model was made for
+  bool context_is_hard = false;  // positions past it are not defined
   int32_t experts = 0, experts_per_token = 0;  // 0: no mixture
 };
 

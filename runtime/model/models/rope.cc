@@ -111,6 +111,8 @@ Rope make_rope(const Config& config, int64_t head_dim) {
   rope.bad("rope_type", "is " + type + " (must be default, linear, llama3, yarn or dynamic)");
 }
 
+bool rope_is_bounded(const Config& config) { return type_of(config.rope()) == "dynamic"; }
+
 int32_t rope_limit(const Config& config, int32_t context) {
   const Config rope = config.rope();
   if (type_of(rope) != "dynamic") return context;

@@ -10,6 +10,8 @@ namespace tandem {
 // Source: transformers modeling_rope_utils.py. Errors: Code::invalid_argument naming the key.
 Rope make_rope(const Config& config, int64_t head_dim);
 
+bool rope_is_bounded(const Config& config);  // dynamic: see rope_limit
+
 // Positions past this cannot be computed with the given scaling; `context` when there is no such limit.
 int32_t rope_limit(const Config& config, int32_t context);
 

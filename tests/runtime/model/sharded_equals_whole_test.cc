@@ -46,8 +46,8 @@ std::vector<Split> splits() {
   std::vector<Split> all;
   for (const char* model : {"llama-tiny", "llama-tied", "mixtral-tiny", "gguf/llama-q4.gguf"}) {
     for (int pp : {1, 2, 3}) {
-      for (int ep : {1, 2, 3}) {
-        for (int tp : {1, 2, 3, 6}) {
+      for (int ep : {1, 2, 4}) {
+        for (int tp : {1, 2, 3, 4, 6}) {
           if (pp * ep * tp > 8 || pp * ep * tp == 1) continue;
           all.push_back({model, pp, ep, tp});
         }
@@ -86,7 +86,8 @@ TEST(ShardedList, EveryMeshUpToEightRanks) {
 INSTANTIATE_TEST_SUITE_P(Meshes, Sharded,
                          ::testing::Values(Split{"llama-tiny", 2, 1, 1}, Split{"llama-tiny", 3, 1, 1}, Split{"llama-tiny", 1, 1, 3}, Split{"llama-tiny", 1, 1, 6},
                                            Split{"llama-tiny", 2, 1, 3}, Split{"llama-tied", 2, 1, 1}, Split{"mixtral-tiny", 2, 1, 1},
-                                           Split{"mixtral-tiny", 1, 1, 3}, Split{"mixtral-tiny", 1, 3, 1}, Split{"mixtral-tiny", 2, 3, 1},
+                                           Split{"mixtral-tiny", 1, 1, 2}, Split{"mixtral-tiny", 1, 2, 1}, Split{"mixtral-tiny", 2, 2, 1},
+                                           Split{"mixtral-tiny", 1, 2, 2}, Split{"mixtral-tiny", 2, 2, 2}, Split{"mixtral-top3", 1, 4, 1},
                                            Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}),
                          [](const auto& info) {
                            std::string name = info.param.model;
