@@ -44,6 +44,9 @@ inline F round_here(F x) {
 inline __m256i first_lanes(int lanes) {  // all ones in the first `lanes` of eight
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+inline F load_some(const float* p, int lanes) {
+  return {_mm256_maskload_ps(p, first_lanes(lanes)), lanes > 8 ? _mm256_maskload_ps(p + 8, first_lanes(lanes - 8)) : _mm256_setzero_ps()};
+}
 inline void store(float* p, F x, int lanes) {
   if (lanes >= 16) {
     _mm256_storeu_ps(p, x.a);

@@ -31,6 +31,7 @@ inline F round_here(F a) {
   asm("" : "+v"(a));
   return a;
 }
+inline F load_some(const float* p, int lanes) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << lanes) - 1), p); }
 inline void store(float* p, F a, int lanes) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << lanes) - 1), a); }
 
 inline I load_i(const void* p) { return _mm512_loadu_si512(p); }

@@ -4,7 +4,7 @@
 // What the including file provides: F and I, 16 floats and 16 dwords; kMaxTokens, how many rows of activations share a decoded
 // weight; and
 //   F zero_f()  load_f(p)  load_half(p)  splat(p)  add  mul  fma(a, b, c) = a * b + c  fnma = c - a * b  round_here(F): the value, and
-//     no contraction across it      store(p, F, lanes)
+//     no contraction across it      load_some(p, lanes)  store(p, F, lanes)
 //   I load_i(p)  set(x)  splat_i(p)  and_(I, I)  or_(I, I)  srl<n>(I)  sll<n>(I)  srl(I, n)  add_i  to_float(I)  bytes_u(p): 16 uint8
 //     widened   bytes_s(p): 16 int8 widened
 //   Table, table(p), look_up(Table, I) by the low four bits of each dword; look_up_256(p, I); gather(base, I); differ(I, I): anywhere
@@ -25,6 +25,12 @@ template <int64_t kBytes>
 inline void prefetch(const std::byte* at) {
   for (int64_t i = 0; i < kBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(at + kAhead + i), _MM_HINT_T0);
 }
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define LINEAR_FLATTEN  // minutes to compile, and nobody measures these builds
+#else
+#define LINEAR_FLATTEN [[gnu::flatten]]
+#endif
 
 template <int kTokens>
 struct Int8Sums {
@@ -325,7 +331,7 @@ inline void by_tokens(int64_t begin, int64_t end, const Body& body) {
 }
 // How many tokens to take over all tiles before the next ones: their activations should stay in the second-level cache.
 inline int64_t token_chunk(int64_t bytes_a_token) {
-  return std::max<int64_t>(kMaxTokens, (256 << 10) / std::max<int64_t>(bytes_a_token, 1) / 8 * 8);
+  return std::max<int64_t>(kMaxTokens, (512 << 10) / std::max<int64_t>(bytes_a_token, 1) / 8 * 8);
 }
 
 // body(count constant, first token, tile): the products of `count` tokens with one tile.
@@ -340,9 +346,38 @@ inline void for_tiles(int64_t tokens, int64_t bytes_a_token, int64_t tile_begin,
   }
 }
 
+// The same for fp32 activations: body(sums, tile, first column, end). Of many tokens only so many columns are taken at once that
+// eight rows of activations fit the nearest cache; the sums wait in y, as exact there as in registers. `step`: where K may be cut, a
+// multiple of 32.
+template <class Tile>
+inline void for_panels(const Input& x, int64_t tokens, int64_t rows, int64_t cols, int64_t step, int64_t tile_begin, int64_t tile_end,
+                       float* y, int64_t y_stride, const Tile& body) {
+  constexpr int64_t kPanel = 1024;
+  const int64_t width = tokens > kMaxTokens ? std::max<int64_t>(step, kPanel / step * step) : cols;
+  const int64_t chunk = token_chunk(std::min(width, cols) * 4);
+  for (int64_t first = 0; first < tokens; first += chunk) {
+    const int64_t last = std::min(tokens, first + chunk);
+    for (int64_t k = 0; k == 0 || k < cols; k += width) {
+      const int64_t end = std::min(cols, k + width);
+      for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+        const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
+        by_tokens<kMaxTokens>(first, last, [&](auto count, int64_t token) {
+          float* out = y + token * y_stride + tile * kTile;
+          Fp32Sums<count> sums(x, token);
+          if (k > 0) {
+            for (int t = 0; t < count; ++t) sums.total[t] = load_some(out + t * y_stride, lanes);
+          }
+          body(sums, tile, k, end);
+          for (int t = 0; t < count; ++t) store(out + t * y_stride, sums.total[t], lanes);
+        });
+      }
+    }
+  }
+}
+
 template <class K>
-[[gnu::flatten]] void multiply_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
-                                    int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+LINEAR_FLATTEN void multiply_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
+                                  int64_t tile_end, float* y, int64_t y_stride) {
   const int64_t bytes = tile_bytes(K::kUnit, cols);
   for_tiles(tokens, int8_blocks(cols) * 48, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
     Int8Sums<count> sums(x.int8, token);
@@ -359,21 +394,18 @@ template <class K>
 }
 
 template <class K>
-[[gnu::flatten]] void multiply_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
-                                    int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+LINEAR_FLATTEN void multiply_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
+                                  int64_t tile_end, float* y, int64_t y_stride) {
   const int64_t bytes = tile_bytes(K::kUnit, cols);
-  for_tiles(tokens, cols * 4, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
-    Fp32Sums<count> sums(x, token);
-    const std::byte* at = resident + tile * bytes;
-    int64_t k = 0;
-    for (; k + K::kUnit.cols <= cols; k += K::kUnit.cols, at += K::kUnit.bytes) {
-      prefetch<K::kUnit.bytes>(at);
-      K::unit(at, k, K::kUnit.cols / 32, sums);
-    }
-    if (k < cols) K::unit(at, k, static_cast<int>((cols - k) / 32), sums);
-    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
-    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.total[t], lanes);
-  });
+  for_panels(x, tokens, rows, cols, K::kUnit.cols, tile_begin, tile_end, y, y_stride,
+             [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+               const std::byte* at = resident + tile * bytes + k / K::kUnit.cols * K::kUnit.bytes;
+               for (; k + K::kUnit.cols <= end; k += K::kUnit.cols, at += K::kUnit.bytes) {
+                 prefetch<K::kUnit.bytes>(at);
+                 K::unit(at, k, K::kUnit.cols / 32, sums);
+               }
+               if (k < end) K::unit(at, k, static_cast<int>((end - k) / 32), sums);
+             });
 }
 
 // --- dense ---
@@ -420,23 +452,20 @@ struct DenseBf16 {
 };
 
 template <class K>
-[[gnu::flatten]] void multiply_dense(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
-                                     int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
-  for_tiles(tokens, cols * 4, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
-    Fp32Sums<count> sums(x, token);
+LINEAR_FLATTEN void multiply_dense(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                   int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  for_panels(x, tokens, rows, cols, 32, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
     const std::byte* at = resident + tile * K::tile(cols);
-    int64_t k = 0;
-    for (; k + 32 <= cols; k += 32) {
+    for (; k + 32 <= end; k += 32) {
       prefetch<K::kBytes * 32>(at + k * K::kBytes);
 #pragma GCC unroll 4
       for (int i = 0; i < 32; i += 2) K::two(at, k + i, sums);
       sums.fold();
     }
-    for (; k + 2 <= cols; k += 2) K::two(at, k, sums);
-    if (k < cols) K::one(at, k, sums);
+    if (k == end) return;
+    for (; k + 2 <= end; k += 2) K::two(at, k, sums);
+    if (k < end) K::one(at, k, sums);
     sums.fold();
-    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
-    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.total[t], lanes);
   });
 }
 
@@ -470,15 +499,15 @@ inline void four_bit_block(const std::byte* at, int64_t k, int64_t block, Fp32Su
 }
 
 template <bool kNested>
-[[gnu::flatten]] void multiply_four_bit(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
-                                        int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+LINEAR_FLATTEN void multiply_four_bit(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                      int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
   const auto& header = *reinterpret_cast<const FourBitHeader*>(resident);
   const std::byte* tiles = resident + (kNested ? kNestedHeader : kFourBitHeader);
   const int64_t block = header.block;
   if (block == 0) return multiply_dense<DenseFp32>(tiles, rows, cols, x, tokens, tile_begin, tile_end, y, y_stride);
   const Table codes = table(header.map);
-  for_tiles(tokens, cols * 4, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
-    Fp32Sums<count> sums(x, token);
+  const int64_t step = std::max<int64_t>(block, 32);  // a narrower block divides 32, and cols
+  for_panels(x, tokens, rows, cols, step, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
     const std::byte* at = tiles + tile * header.tile_bytes;
     if constexpr (kNested) {
       const std::byte* scales = at + cols * kTile / 2;
@@ -486,22 +515,21 @@ template <bool kNested>
       const auto* nested = reinterpret_cast<const float*>(starts + 64);
       const I lane = lanes_i(), start = load_i(starts);
       const F offset = splat(&header.offset);
-      I group = srl(start, header.shift);
+      I group = srl(add_i(start, set(static_cast<int>(k))), header.shift);
       F nested_absmax = gather(nested, add_i(sll<4>(group), lane));
-      for (int64_t k = 0; k < cols; k += block, scales += kTile) {
+      for (; k < end; k += block) {
         const I here = srl(add_i(start, set(static_cast<int>(k))), header.shift);
         if (differ(here, group)) {  // once in 256 blocks for each row
           group = here;
           nested_absmax = gather(nested, add_i(sll<4>(group), lane));
         }
-        const F product = mul(look_up_256(header.nested_map, bytes_u(scales)), nested_absmax);
+        const F product = mul(look_up_256(header.nested_map, bytes_u(scales + k / block * kTile)), nested_absmax);
         four_bit_block(at + k * 8, k, block, sums, codes, add(round_here(product), offset));  // two roundings
       }
     } else {
-      for (int64_t k = 0; k < cols; k += block, at += block * 8 + 64) four_bit_block(at, k, block, sums, codes, load_f(at + block * 8));
+      at += k / block * (block * 8 + 64);
+      for (; k < end; k += block, at += block * 8 + 64) four_bit_block(at, k, block, sums, codes, load_f(at + block * 8));
     }
-    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
-    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.total[t], lanes);
   });
 }
 
