@@ -17,7 +17,8 @@ struct Answer::Core {
     if (words) {
       for (const int32_t id : prepared.resume) stops.feed(words->feed(id));  // was shown before
     }
-    if (stops.matched()) bad_input("resume.token_ids", "hold the stop string '" + stops.matched_stop() + "' already: nothing is left to generate");
+    if (stops.matched())
+      bad_input("resume.token_ids", "hold the stop string '" + stops.matched_stop() + "' already: nothing is left to generate");
     with_logprobs = prepared.request.sampling.logprobs >= 0;
   }
 

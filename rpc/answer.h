@@ -26,9 +26,9 @@ class Answer {
   std::optional<int32_t> take_match();  // once, when a stop string was found: the index that Engine::finish wants
   AnswerDelta take_delta();             // what is certain since the last call
   bool has_delta() const;
-  bool done() const;                    // the terminal event was taken
+  bool done() const;  // the terminal event was taken
   const std::optional<Error>& error() const;
-  const AnswerEnd& end() const;         // valid when done() without error()
+  const AnswerEnd& end() const;  // valid when done() without error()
 
  private:
   struct Core;

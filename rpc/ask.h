@@ -18,26 +18,26 @@ struct ChatInput {
 };
 
 struct Ask {
-  std::string request_id;  // "": one is made
-  std::string model;       // "": the only one
+  std::string request_id;                                                            // "": one is made
+  std::string model;                                                                 // "": the only one
   std::variant<std::monostate, std::string, std::vector<int32_t>, ChatInput> input;  // text, ids, chat
 
   // Unset: generation_config.json's, then the neutral value.
   std::optional<float> temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty;
   std::optional<int32_t> top_k;
-  std::optional<uint64_t> seed;        // unset: drawn, and reported
-  std::optional<int32_t> logprobs;     // unset: none; 0: of the chosen token; K: and of the K best
+  std::optional<uint64_t> seed;     // unset: drawn, and reported
+  std::optional<int32_t> logprobs;  // unset: none; 0: of the chosen token; K: and of the K best
 
-  std::optional<int32_t> max_tokens;   // unset: what the context leaves
+  std::optional<int32_t> max_tokens;  // unset: what the context leaves
   int32_t min_tokens = 0;
   std::vector<std::string> stop_strings;
-  std::vector<int32_t> stop_ids;       // besides the model's own
+  std::vector<int32_t> stop_ids;  // besides the model's own
   bool ignore_eos = false;
 
   bool stream = true;
   int32_t priority = 0;
   std::string tenant;
-  std::vector<int32_t> resume;         // generated before an interruption: goes on after them
+  std::vector<int32_t> resume;  // generated before an interruption: goes on after them
   bool return_prompt_ids = false;
 };
 

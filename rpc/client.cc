@@ -15,7 +15,8 @@ namespace {
 constexpr double kDay = 86400;
 
 std::chrono::system_clock::time_point after(double seconds) {
-  return std::chrono::system_clock::now() + std::chrono::duration_cast<std::chrono::system_clock::duration>(std::chrono::duration<double>(seconds));
+  return std::chrono::system_clock::now() +
+         std::chrono::duration_cast<std::chrono::system_clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 void check_status(const grpc::Status& status) {
@@ -46,7 +47,8 @@ struct Client::Core {
       const bool failed = state == GRPC_CHANNEL_TRANSIENT_FAILURE && options.connect_seconds <= 0;
       const bool changed = !failed && channel->WaitForStateChange(state, options.connect_seconds > 0 ? deadline : after(10));
       if (failed || !changed) {
-        fail(Code::unavailable, std::string(name(Code::unavailable)), "nobody listens on " + address + " (is `tandem serve` running there?)");
+        fail(Code::unavailable, std::string(name(Code::unavailable)),
+             "nobody listens on " + address + " (is `tandem serve` running there?)");
       }
     }
   }
@@ -130,7 +132,8 @@ AnswerEnd Client::generate(const Ask& ask, const std::function<void(const Answer
   bool finished = false, final = false;
   std::optional<Error> broken;
   const auto take = [&] {
-    if (event.sequence() != ++sequence) fail(Code::internal, "stream", "event " + std::to_string(event.sequence()) + " came in place of " + std::to_string(sequence));
+    if (event.sequence() != ++sequence)
+      fail(Code::internal, "stream", "event " + std::to_string(event.sequence()) + " came in place of " + std::to_string(sequence));
     if (final) fail(Code::internal, "stream", "an event came after the final one");
     switch (event.event_case()) {
       case v1::GenerateEvent::kDelta:
@@ -145,7 +148,8 @@ AnswerEnd Client::generate(const Ask& ask, const std::function<void(const Answer
         final = true;
         from_wire(event.final(), end);
         break;
-      default: break;  // of a later version
+      default:
+        break;  // of a later version
     }
   };
   try {
@@ -236,7 +240,8 @@ void Client::drain() { core_->ask(*core_->control, &v1::Control::Stub::Drain, v1
 bool Client::healthy(const std::string& service) {
   grpc::health::v1::HealthCheckRequest request;
   request.set_service(service);
-  return core_->ask(*core_->health, &grpc::health::v1::Health::Stub::Check, request).status() == grpc::health::v1::HealthCheckResponse::SERVING;
+  return core_->ask(*core_->health, &grpc::health::v1::Health::Stub::Check, request).status() ==
+         grpc::health::v1::HealthCheckResponse::SERVING;
 }
 
 }  // namespace tandem

@@ -24,8 +24,15 @@ struct ServedModel {
   bool chat = false, text = false;
   std::vector<int32_t> stop_ids;
 };
-struct ServedTopology { uint32_t epoch = 0; std::vector<RankInfo> ranks; };
-struct Tokens { std::vector<int32_t> ids; std::vector<std::string> pieces; std::string text; };
+struct ServedTopology {
+  uint32_t epoch = 0;
+  std::vector<RankInfo> ranks;
+};
+struct Tokens {
+  std::vector<int32_t> ids;
+  std::vector<std::string> pieces;
+  std::string text;
+};
 
 // The retry policy as a service config (docs/wire.md prints it).
 std::string_view retry_policy_json();
@@ -60,7 +67,7 @@ class Client {
   ServedModel model();
   ServedTopology topology();
   Load load();
-  std::string state();  // of the server: "loading", "serving", ...
+  std::string state();                                                   // of the server: "loading", "serving", ...
   std::vector<bool> abort(const std::vector<std::string>& request_ids);  // true: was in flight
   void drain();
   bool healthy(const std::string& service = "");  // Errors: not_found

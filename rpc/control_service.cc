@@ -12,11 +12,16 @@ namespace {
 
 const char* state_name(EngineState state) {
   switch (state) {
-    case EngineState::loading: return "loading";
-    case EngineState::serving: return "serving";
-    case EngineState::draining: return "draining";
-    case EngineState::lost: return "lost";
-    case EngineState::stopped: return "stopped";
+    case EngineState::loading:
+      return "loading";
+    case EngineState::serving:
+      return "serving";
+    case EngineState::draining:
+      return "draining";
+    case EngineState::lost:
+      return "lost";
+    case EngineState::stopped:
+      return "stopped";
   }
   return "stopped";
 }
@@ -62,7 +67,8 @@ class ControlService final : public v1::Control::CallbackService {
     });
   }
 
-  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*, v1::GetLoadResponse* response) override {
+  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*,
+                                    v1::GetLoadResponse* response) override {
     return answer(context, [&] {
       const Load load = core_.engine.load();
       response->set_running(load.running);
@@ -72,7 +78,8 @@ class ControlService final : public v1::Control::CallbackService {
     });
   }
 
-  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request, v1::AbortResponse* response) override {
+  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
+                                  v1::AbortResponse* response) override {
     return answer(context, [&] {
       std::vector<std::string> ids(request->request_ids().begin(), request->request_ids().end());
       if (request->all()) {
@@ -112,8 +119,8 @@ class ControlService final : public v1::Control::CallbackService {
     }
     const bool taken = core_.threads.run([this, reactor, request, response] {
       finish(reactor, [&] {
-        PlanQuestion question{request->model(), request->gpus(), request->format(), request->kv_dtype(), request->objective(), request->context(),
-                              request->batch(), {}};
+        PlanQuestion question{request->model(),     request->gpus(),    request->format(), request->kv_dtype(),
+                              request->objective(), request->context(), request->batch(),  {}};
         for (const auto& [device, bytes] : request->max_memory()) question.max_memory[device] = bytes;
         PlanAnswer answer = core_.info.plan_capacity(question);
         response->set_verdict(std::move(answer.verdict));

@@ -7,9 +7,17 @@
 namespace tandem {
 namespace {
 
-constexpr Code kCodes[] = {Code::invalid_argument,    Code::not_found,   Code::already_exists,    Code::failed_precondition,
-                           Code::resource_exhausted,  Code::unavailable, Code::deadline_exceeded, Code::cancelled,
-                           Code::aborted,             Code::unauthenticated, Code::internal};
+constexpr Code kCodes[] = {Code::invalid_argument,
+                           Code::not_found,
+                           Code::already_exists,
+                           Code::failed_precondition,
+                           Code::resource_exhausted,
+                           Code::unavailable,
+                           Code::deadline_exceeded,
+                           Code::cancelled,
+                           Code::aborted,
+                           Code::unauthenticated,
+                           Code::internal};
 
 // The details are google.rpc's messages under their own names.
 template <class Message>
@@ -78,17 +86,28 @@ void assign(google::protobuf::RepeatedField<T>& to, const std::vector<T>& from) 
 
 grpc::StatusCode to_wire(Code code) {
   switch (code) {
-    case Code::invalid_argument: return grpc::StatusCode::INVALID_ARGUMENT;
-    case Code::not_found: return grpc::StatusCode::NOT_FOUND;
-    case Code::already_exists: return grpc::StatusCode::ALREADY_EXISTS;
-    case Code::failed_precondition: return grpc::StatusCode::FAILED_PRECONDITION;
-    case Code::resource_exhausted: return grpc::StatusCode::RESOURCE_EXHAUSTED;
-    case Code::unavailable: return grpc::StatusCode::UNAVAILABLE;
-    case Code::deadline_exceeded: return grpc::StatusCode::DEADLINE_EXCEEDED;
-    case Code::cancelled: return grpc::StatusCode::CANCELLED;
-    case Code::aborted: return grpc::StatusCode::ABORTED;
-    case Code::unauthenticated: return grpc::StatusCode::UNAUTHENTICATED;
-    case Code::internal: return grpc::StatusCode::INTERNAL;
+    case Code::invalid_argument:
+      return grpc::StatusCode::INVALID_ARGUMENT;
+    case Code::not_found:
+      return grpc::StatusCode::NOT_FOUND;
+    case Code::already_exists:
+      return grpc::StatusCode::ALREADY_EXISTS;
+    case Code::failed_precondition:
+      return grpc::StatusCode::FAILED_PRECONDITION;
+    case Code::resource_exhausted:
+      return grpc::StatusCode::RESOURCE_EXHAUSTED;
+    case Code::unavailable:
+      return grpc::StatusCode::UNAVAILABLE;
+    case Code::deadline_exceeded:
+      return grpc::StatusCode::DEADLINE_EXCEEDED;
+    case Code::cancelled:
+      return grpc::StatusCode::CANCELLED;
+    case Code::aborted:
+      return grpc::StatusCode::ABORTED;
+    case Code::unauthenticated:
+      return grpc::StatusCode::UNAUTHENTICATED;
+    case Code::internal:
+      return grpc::StatusCode::INTERNAL;
   }
   return grpc::StatusCode::INTERNAL;
 }
@@ -243,11 +262,21 @@ AnswerDelta from_wire(const v1::Delta& delta) {
 
 void to_wire(const AnswerEnd& end, v1::Finished& out) {
   switch (end.reason) {
-    case FinishReason::none: out.set_reason(v1::Finished::UNSPECIFIED); break;
-    case FinishReason::stop: out.set_reason(v1::Finished::STOP); break;
-    case FinishReason::length: out.set_reason(v1::Finished::LENGTH); break;
-    case FinishReason::stop_string: out.set_reason(v1::Finished::STOP_STRING); break;
-    case FinishReason::cancelled: out.set_reason(v1::Finished::CANCELLED); break;
+    case FinishReason::none:
+      out.set_reason(v1::Finished::UNSPECIFIED);
+      break;
+    case FinishReason::stop:
+      out.set_reason(v1::Finished::STOP);
+      break;
+    case FinishReason::length:
+      out.set_reason(v1::Finished::LENGTH);
+      break;
+    case FinishReason::stop_string:
+      out.set_reason(v1::Finished::STOP_STRING);
+      break;
+    case FinishReason::cancelled:
+      out.set_reason(v1::Finished::CANCELLED);
+      break;
   }
   out.set_matched(end.matched);
   if (end.matched_id >= 0) out.set_matched_id(end.matched_id);
@@ -270,11 +299,20 @@ void to_wire(const AnswerEnd& end, v1::Final& out) {
 
 void from_wire(const v1::Finished& finished, AnswerEnd& out) {
   switch (finished.reason()) {
-    case v1::Finished::STOP: out.reason = FinishReason::stop; break;
-    case v1::Finished::LENGTH: out.reason = FinishReason::length; break;
-    case v1::Finished::STOP_STRING: out.reason = FinishReason::stop_string; break;
-    case v1::Finished::CANCELLED: out.reason = FinishReason::cancelled; break;
-    default: out.reason = FinishReason::none;
+    case v1::Finished::STOP:
+      out.reason = FinishReason::stop;
+      break;
+    case v1::Finished::LENGTH:
+      out.reason = FinishReason::length;
+      break;
+    case v1::Finished::STOP_STRING:
+      out.reason = FinishReason::stop_string;
+      break;
+    case v1::Finished::CANCELLED:
+      out.reason = FinishReason::cancelled;
+      break;
+    default:
+      out.reason = FinishReason::none;
   }
   out.matched = finished.matched();
   out.matched_id = finished.has_matched_id() ? finished.matched_id() : -1;

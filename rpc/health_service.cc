@@ -75,7 +75,8 @@ class HealthService::Impl final : public wire::Health::CallbackService {
     return reactor;
   }
 
-  grpc::ServerWriteReactor<wire::HealthCheckResponse>* Watch(grpc::CallbackServerContext*, const wire::HealthCheckRequest* request) override {
+  grpc::ServerWriteReactor<wire::HealthCheckResponse>* Watch(grpc::CallbackServerContext*,
+                                                             const wire::HealthCheckRequest* request) override {
     auto* watcher = new Watcher(*this, request->service());
     const std::lock_guard lock(mutex_);
     if (stopped_ || watchers_.size() >= kMaxWatchers) {

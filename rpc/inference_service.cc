@@ -317,7 +317,8 @@ class InferenceService final : public v1::Inference::CallbackService {
       reactor->Finish(status);
     };
     if (!core_.threads.run(task)) {
-      reactor->Finish(to_status(Error(Code::resource_exhausted, "queue", "too many requests are waiting (try again)"), core_.retry_ms(Code::resource_exhausted)));
+      reactor->Finish(to_status(Error(Code::resource_exhausted, "queue", "too many requests are waiting (try again)"),
+                                core_.retry_ms(Code::resource_exhausted)));
     }
     return reactor;
   }

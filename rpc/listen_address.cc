@@ -50,7 +50,8 @@ void check_listen_address(const std::string& address, const std::string& where) 
     close(fd);
   }
   freeaddrinfo(found);
-  if (failed == EADDRINUSE) fail(Code::failed_precondition, where, "port " + std::to_string(asked.port) + " is in use (another port, or 0 to pick one)");
+  if (failed == EADDRINUSE)
+    fail(Code::failed_precondition, where, "port " + std::to_string(asked.port) + " is in use (another port, or 0 to pick one)");
   if (failed != 0) fail(Code::failed_precondition, where, "cannot listen on " + address + ": " + std::strerror(failed));
   if (!any) bad_input(where, "'" + asked.host + "' is no address of this machine");
 }

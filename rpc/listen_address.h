@@ -7,7 +7,10 @@ namespace tandem {
 // Errors (where = `where`): invalid_argument (not HOST:PORT, unknown host), failed_precondition (port in use, not allowed).
 void check_listen_address(const std::string& address, const std::string& where);
 
-struct HostPort { std::string host; int port = 0; };
+struct HostPort {
+  std::string host;
+  int port = 0;
+};
 HostPort split_address(const std::string& address, const std::string& where);  // [::1]:80 keeps its brackets in host
 
 }  // namespace tandem

@@ -48,7 +48,8 @@ void check_ids(const char* field, const std::vector<int32_t>& ids, int32_t vocab
 
 // Ids travel in metadata, where only printable ASCII may stand.
 void check_name(const char* field, const std::string& value) {
-  if (value.size() > kMaxIdBytes) bad_input(field, "is " + std::to_string(value.size()) + " bytes (at most " + std::to_string(kMaxIdBytes) + ")");
+  if (value.size() > kMaxIdBytes)
+    bad_input(field, "is " + std::to_string(value.size()) + " bytes (at most " + std::to_string(kMaxIdBytes) + ")");
   const auto odd = [](unsigned char c) { return c < 0x20 || c > 0x7e; };
   if (std::any_of(value.begin(), value.end(), odd)) bad_input(field, "holds other than printable ASCII characters");
 }
@@ -133,7 +134,8 @@ Prepared prepare(const Ask& ask, const TextSide& text) {
   if (ask.stop_strings.size() > kMaxStopStrings) bad_input("stopping.stop_strings", "are more than " + std::to_string(kMaxStopStrings));
   for (const std::string& stop : ask.stop_strings) {
     if (stop.empty()) bad_input("stopping.stop_strings", "holds an empty string");
-    if (stop.size() > kMaxStopBytes) bad_input("stopping.stop_strings", "holds one of more than " + std::to_string(kMaxStopBytes) + " bytes");
+    if (stop.size() > kMaxStopBytes)
+      bad_input("stopping.stop_strings", "holds one of more than " + std::to_string(kMaxStopBytes) + " bytes");
   }
   if (!ask.stop_strings.empty()) need_tokenizer("stopping.stop_strings", text);
   out.stop_strings = ask.stop_strings;
@@ -166,7 +168,8 @@ Prepared prepare(const Ask& ask, const TextSide& text) {
   stopping.ignore_eos = ask.ignore_eos;
   if (resumed > 0) {
     if (sampling.presence_penalty != 0 || sampling.frequency_penalty != 0) {
-      fail(Code::failed_precondition, "resume", "presence and frequency penalties count generated tokens only, which a resumed answer cannot tell");
+      fail(Code::failed_precondition, "resume",
+           "presence and frequency penalties count generated tokens only, which a resumed answer cannot tell");
     }
     out.resume = ask.resume;
     request.prompt.insert(request.prompt.end(), ask.resume.begin(), ask.resume.end());

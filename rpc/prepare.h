@@ -10,9 +10,9 @@
 namespace tandem {
 
 struct Prepared {
-  Request request;                        // without a deadline
+  Request request;  // without a deadline
   std::vector<std::string> stop_strings;
-  std::vector<int32_t> resume;            // the tail of request.prompt that was generated before
+  std::vector<int32_t> resume;  // the tail of request.prompt that was generated before
   bool return_prompt_ids = false;
 };
 
@@ -20,7 +20,8 @@ struct Prepared {
 Prepared prepare(const Ask& ask, const TextSide& text);
 
 // The ids of an Ask's input alone. `rendered`, if given, receives the chat's text.
-std::vector<int32_t> tokenize_input(const Ask& ask, const TextSide& text, bool special, bool generation_prompt, std::string* rendered = nullptr);
+std::vector<int32_t> tokenize_input(const Ask& ask, const TextSide& text, bool special, bool generation_prompt,
+                                    std::string* rendered = nullptr);
 
 void check_model(const std::string& asked, const TextSide& text);  // Errors: not_found
 

@@ -20,8 +20,8 @@ namespace wire = worker::v1;
 using Time = std::chrono::steady_clock::time_point;
 using Seconds = std::chrono::duration<double>;
 
-constexpr size_t kPartBytes = 1 << 20;      // of a result
-constexpr double kFlushSeconds = 1;         // for last words
+constexpr size_t kPartBytes = 1 << 20;  // of a result
+constexpr double kFlushSeconds = 1;     // for last words
 constexpr double kCloseSeconds = 5 * kSlowFactor;
 
 std::string host_name() {
@@ -219,8 +219,11 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
         changed_.notify_all();
         break;
       }
-      case wire::FromCoordinator::kValue: values_.publish(incoming_.value().key(), incoming_.value().value()); break;
-      default: break;
+      case wire::FromCoordinator::kValue:
+        values_.publish(incoming_.value().key(), incoming_.value().value());
+        break;
+      default:
+        break;
     }
     StartRead(&incoming_);
   }
@@ -237,7 +240,8 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
       const std::lock_guard lock(mutex_);
       unexpected = welcomed_ && !shutdown_ && !closing_;
     }
-    const Error why(Code::unavailable, "control stream", "the coordinator is gone" + (status.error_message().empty() ? "" : " (" + status.error_message() + ")"));
+    const Error why(Code::unavailable, "control stream",
+                    "the coordinator is gone" + (status.error_message().empty() ? "" : " (" + status.error_message() + ")"));
     values_.close(why);
     if (unexpected) lose(why);
     const std::lock_guard lock(mutex_);
@@ -301,7 +305,8 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
       const double silence = Seconds(now - last_heard_.load(std::memory_order_relaxed)).count();
       if (!welcomed_ || shutdown_ || closing_ || lost_ || silence <= options_.lease_seconds) continue;
       lock.unlock();
-      lose(Error(Code::unavailable, "heartbeat", "the coordinator was silent for " + std::to_string(static_cast<int>(silence * 1000)) + " ms"));
+      lose(Error(Code::unavailable, "heartbeat",
+                 "the coordinator was silent for " + std::to_string(static_cast<int>(silence * 1000)) + " ms"));
       lock.lock();
     }
   }
@@ -314,9 +319,9 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   std::atomic<Time> last_heard_{std::chrono::steady_clock::now()};
   std::thread watch_;
 
-  std::mutex worker_mutex_;        // guards these three; a worker may call back from within submit()
+  std::mutex worker_mutex_;  // guards these three; a worker may call back from within submit()
   std::unique_ptr<Worker> worker_;
-  std::vector<StepBytes> early_;   // before load() has returned
+  std::vector<StepBytes> early_;  // before load() has returned
   bool gone_ = false;
 
   std::mutex mutex_;
@@ -325,13 +330,13 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   wire::FromWorker current_;
   std::optional<uint64_t> progress_;
   bool writing_ = false, closing_ = false;
-  bool ended_ = false;             // nothing may be written
+  bool ended_ = false;  // nothing may be written
   WelcomeTerms welcome_;
   bool welcomed_ = false, shutdown_ = false, done_ = false;
   grpc::Status status_;
-  LoadedWorker about_;             // without the worker
-  bool known_ = false;             // load() has returned
-  bool loaded_ = false;            // the worker said ready
+  LoadedWorker about_;   // without the worker
+  bool known_ = false;   // load() has returned
+  bool loaded_ = false;  // the worker said ready
   std::optional<Error> lost_;
   bool lost_returned_ = false;
 };
@@ -357,6 +362,7 @@ void run_remote_worker(const RemoteWorkerOptions& options, const LoadWorker& loa
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetMaxSendMessageSize(-1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_ENABLE_CHANNELZ, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   const auto channel = grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(), arguments);
   if (!channel->WaitForConnected(after(options.connect_seconds))) {

@@ -21,7 +21,7 @@ struct RemoteWorkerOptions {
   int rank = 0;
   std::string build;
   double heartbeat_seconds = 0.2;
-  double lease_seconds = 3 * kSlowFactor;     // without a word from the coordinator: fenced
+  double lease_seconds = 3 * kSlowFactor;  // without a word from the coordinator: fenced
   double connect_seconds = 10 * kSlowFactor;
 };
 

@@ -1,5 +1,6 @@
 #include "rpc/server.h"
 
+#include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/service_type.h>
@@ -16,7 +17,7 @@ namespace tandem {
 namespace {
 
 constexpr const char* kServices[] = {"tandem.v1.Inference", "tandem.v1.Control", "grpc.health.v1.Health",
-                                     "grpc.reflection.v1alpha.ServerReflection"};
+                                     "grpc.reflection.v1alpha.ServerReflection", "grpc.channelz.v1.Channelz"};
 
 void set_limits(grpc::ServerBuilder& builder, const ServerOptions& options, int context) {
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -29,8 +30,8 @@ void set_limits(grpc::ServerBuilder& builder, const ServerOptions& options, int 
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
-  builder.SetMaxReceiveMessageSize((1 << 20) + 32 * context);  // a prompt that fills the context, as text or ids, with room
-  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);  // reflection only
+  builder.SetMaxReceiveMessageSize((1 << 20) + 32 * context);    // a prompt that fills the context, as text or ids, with room
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);  // reflection and channelz only
   builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
 }
@@ -53,7 +54,8 @@ struct HealthNames {
 }  // namespace
 
 struct Server::Core {
-  Core(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info) : shared(std::move(options), engine, text, std::move(info)) {}
+  Core(ServerOptions options, Engine& engine, const TextSide& text, ServerInfo info)
+      : shared(std::move(options), engine, text, std::move(info)) {}
 
   ServiceCore shared;
   std::shared_ptr<HealthNames> names = std::make_shared<HealthNames>();
@@ -77,6 +79,7 @@ Server::Server(ServerOptions options, Engine& engine, const TextSide& text, Serv
   core.control = make_control_service(core.shared);
 
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::channelz::experimental::InitChannelzService();
   grpc::ServerBuilder builder;
   set_limits(builder, core.shared.options, text.context);
   builder.AddListeningPort(core.shared.options.listen, grpc::InsecureServerCredentials(), &core.port);

@@ -27,7 +27,9 @@ struct PlanQuestion {
   int32_t context = 0, batch = 0;
   std::map<std::string, uint64_t> max_memory;
 };
-struct PlanAnswer { std::string verdict, plan_json; };
+struct PlanAnswer {
+  std::string verdict, plan_json;
+};
 
 struct ServerInfo {
   std::string version, build;

@@ -12,7 +12,7 @@ namespace tandem {
 class TextJob {
  public:
   virtual ~TextJob() = default;
-  virtual void work() = 0;                                          // something was woken for; must not throw
+  virtual void work() = 0;                                           // something was woken for; must not throw
   virtual void tick(std::chrono::steady_clock::time_point now) = 0;  // now and then, while the job is watched
 
  private:

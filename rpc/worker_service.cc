@@ -39,7 +39,8 @@ grpc::ByteBuffer to_buffer(StepBytes step) {
   }
   auto* keep = new StepBytes(std::move(step));
   auto* memory = const_cast<std::byte*>((*keep)->data());  // never written to
-  const grpc::Slice slices[] = {grpc::Slice(head), grpc::Slice(memory, (*keep)->size(), [](void* p) { delete static_cast<StepBytes*>(p); }, keep)};
+  const grpc::Slice slices[] = {grpc::Slice(head), grpc::Slice(
+                                                       memory, (*keep)->size(), [](void* p) { delete static_cast<StepBytes*>(p); }, keep)};
   return grpc::ByteBuffer(slices, 2);
 }
 
@@ -61,7 +62,7 @@ class Link;
 struct Epoch {
   EpochTerms terms;
   ControlEvents events;
-  std::vector<Link*> links;       // by rank; null: not there (any more)
+  std::vector<Link*> links;  // by rank; null: not there (any more)
   std::vector<char> joined, ready, dead;
   std::vector<RankInfo> infos;
   Time began = std::chrono::steady_clock::now();
@@ -206,7 +207,8 @@ void ControlServer::Core::hello(Link& link, const wire::Hello& hello) {
     const std::lock_guard lock(mutex);
     now = epoch;
     if (link.epoch) return refuse(grpc::StatusCode::FAILED_PRECONDITION, "hello was said before");
-    if (!now || now->over || !same_secret(hello.secret(), now->terms.secret)) return refuse(grpc::StatusCode::UNAUTHENTICATED, "wrong secret");
+    if (!now || now->over || !same_secret(hello.secret(), now->terms.secret))
+      return refuse(grpc::StatusCode::UNAUTHENTICATED, "wrong secret");
     if (hello.epoch() != now->terms.epoch) return refuse(grpc::StatusCode::FAILED_PRECONDITION, "wrong epoch");
     if (hello.rank() < 0 || hello.rank() >= now->terms.ranks) return refuse(grpc::StatusCode::INVALID_ARGUMENT, "no such rank");
     if (now->joined[rank]) return refuse(grpc::StatusCode::ALREADY_EXISTS, "this rank has joined already");
@@ -219,8 +221,9 @@ void ControlServer::Core::hello(Link& link, const wire::Hello& hello) {
     }
   }
   if (!link.epoch) {
-    const Error why(Code::failed_precondition, "build", "the worker on " + hello.host() + " is another build (" + hello.build() + ") than the coordinator (" +
-                                                            now->terms.build + ")");
+    const Error why(
+        Code::failed_precondition, "build",
+        "the worker on " + hello.host() + " is another build (" + hello.build() + ") than the coordinator (" + now->terms.build + ")");
     declare_dead(now, hello.rank(), why);
     return refuse(grpc::StatusCode::FAILED_PRECONDITION, why.what());
   }
@@ -279,7 +282,8 @@ void ControlServer::Core::heard(Link& link, wire::FromWorker& message) {
       if (now->events.progress) now->events.progress(link.rank, message.progress());
       return;
     case wire::FromWorker::kFailure:
-      return died(link, Error(code_named(message.failure().code()).value_or(Code::internal), message.failure().where(), message.failure().message()));
+      return died(link, Error(code_named(message.failure().code()).value_or(Code::internal), message.failure().where(),
+                              message.failure().message()));
     case wire::FromWorker::kPublish:
       return values.publish(message.publish().key(), message.publish().value());
     case wire::FromWorker::kFetch: {
@@ -293,7 +297,8 @@ void ControlServer::Core::heard(Link& link, wire::FromWorker& message) {
       });
       return;
     }
-    default: return;  // a heartbeat: heard
+    default:
+      return;  // a heartbeat: heard
   }
 }
 
@@ -334,13 +339,15 @@ void ControlServer::Core::look(Time now) {
       }
       if (link->backlog() == 0) link->send(heartbeat);  // whatever waits to be sent is as good
       if (link->epoch == current && silence > options.lease_seconds) {
-        silent.emplace_back(link->rank, Error(Code::unavailable, "heartbeat", "none for " + std::to_string(static_cast<int>(silence * 1000)) + " ms"));
+        silent.emplace_back(link->rank,
+                            Error(Code::unavailable, "heartbeat", "none for " + std::to_string(static_cast<int>(silence * 1000)) + " ms"));
       }
     }
     if (current && !current->over && Seconds(now - current->began).count() > options.join_seconds) {
       for (int rank = 0; rank < current->terms.ranks; ++rank) {
         if (!current->joined[static_cast<size_t>(rank)]) {
-          silent.emplace_back(rank, Error(Code::unavailable, "control stream", "the rank did not join within " + std::to_string(static_cast<int>(options.join_seconds)) + " s"));
+          silent.emplace_back(rank, Error(Code::unavailable, "control stream",
+                                          "the rank did not join within " + std::to_string(static_cast<int>(options.join_seconds)) + " s"));
         }
       }
     }
@@ -373,6 +380,7 @@ ControlServer::ControlServer(ControlOptions options) : core_(std::make_unique<Co
   grpc::ServerBuilder builder;
   builder.SetOption(std::make_unique<NoPlugins>());
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000);
   builder.SetMaxReceiveMessageSize(static_cast<int>(core.options.max_message_bytes));

@@ -9,28 +9,28 @@
 #include <vector>
 
 #include "kernels/base/error.h"
+#include "rpc/slow_factor.h"
 #include "runtime/model/worker.h"
 #include "runtime/serving/worker_group.h"
-#include "rpc/slow_factor.h"
 #include "sharding/comm/rendezvous.h"
 
 namespace tandem {
 
 struct ControlOptions {
   std::string listen = "127.0.0.1:0";
-  std::string advertise;                             // host that workers dial; "": the one of listen
+  std::string advertise;  // host that workers dial; "": the one of listen
   double heartbeat_seconds = 0.2;
-  double lease_seconds = 1 * kSlowFactor;            // silence that means death, after Hello
-  double join_seconds = 60 * kSlowFactor;            // from expect() to the last Hello
-  uint64_t max_message_bytes = 64 << 20;             // results come in parts below it
+  double lease_seconds = 1 * kSlowFactor;  // silence that means death, after Hello
+  double join_seconds = 60 * kSlowFactor;  // from expect() to the last Hello
+  uint64_t max_message_bytes = 64 << 20;   // results come in parts below it
 };
 
 struct ControlEvents {
-  std::function<void(int rank)> joined;                              // said hello, is loading
-  std::function<void(std::vector<RankInfo>)> ready;                  // every rank is
+  std::function<void(int rank)> joined;              // said hello, is loading
+  std::function<void(std::vector<RankInfo>)> ready;  // every rank is
   std::function<void(int rank, StepResult)> result;
   std::function<void(int rank, uint64_t step)> progress;
-  std::function<void(int rank, Error why)> failed;                   // at most once a rank and epoch; not after shutdown()
+  std::function<void(int rank, Error why)> failed;  // at most once a rank and epoch; not after shutdown()
 };
 
 struct EpochTerms {
@@ -52,7 +52,7 @@ class ControlServer {
   void broadcast(StepBytes step);  // to every rank that is ready, in the order of the calls
   // Tells every worker to end in order, waits for the streams to close; then cuts them. No events. True when all went by themselves.
   bool shutdown(double seconds = 5 * kSlowFactor);
-  Rendezvous& rendezvous();        // of the current epoch, the coordinator's own end
+  Rendezvous& rendezvous();  // of the current epoch, the coordinator's own end
 
   struct Core;
 

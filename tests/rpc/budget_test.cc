@@ -19,7 +19,8 @@ constexpr int kStreams = 32, kTokens = 400;
 double cpu_seconds() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+  return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+         1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
 EngineOptions wide() {
@@ -78,7 +79,8 @@ TEST(Budget, CoordinatorPerToken) {
   EXPECT_EQ(status, 0);
   const double all = (cpu_seconds() - before) / (kStreams * kTokens) * 1e6;
   const double rate = kStreams * kTokens / std::chrono::duration<double>(Clock::now() - began).count();
-  std::printf("[ figures  ] 32 streams at %.0f tokens/s: %.1f us of CPU a token, of which engine and fake workers alone %.1f us\n", rate, all, engine_alone);
+  std::printf("[ figures  ] 32 streams at %.0f tokens/s: %.1f us of CPU a token, of which engine and fake workers alone %.1f us\n", rate,
+              all, engine_alone);
   EXPECT_LT(all, 150 * kSlowFactor);
 }
 

@@ -175,12 +175,13 @@ TEST(ControlStream, StepsGoOutAndResultsComeBackInOrder) {
   std::vector<WelcomeTerms> welcomes(2);
   std::vector<std::jthread> workers;
   for (int rank = 0; rank < 2; ++rank) {
-    workers.push_back(worker_thread(dial(c.server.address(), rank), [&, rank](const WelcomeTerms& terms, Rendezvous& meet, const WorkerCallbacks& callbacks) {
-      welcomes[static_cast<size_t>(rank)] = terms;
-      if (rank == 0) fetched = meet.fetch("key", std::chrono::seconds(10));
-      if (rank == 1) meet.publish("key", std::string("a\0b", 3));
-      return echo(callbacks);
-    }));
+    workers.push_back(worker_thread(dial(c.server.address(), rank),
+                                    [&, rank](const WelcomeTerms& terms, Rendezvous& meet, const WorkerCallbacks& callbacks) {
+                                      welcomes[static_cast<size_t>(rank)] = terms;
+                                      if (rank == 0) fetched = meet.fetch("key", std::chrono::seconds(10));
+                                      if (rank == 1) meet.publish("key", std::string("a\0b", 3));
+                                      return echo(callbacks);
+                                    }));
   }
   ASSERT_TRUE(c.all_ready());
   EXPECT_EQ(fetched, std::string("a\0b", 3));
@@ -259,7 +260,8 @@ TEST(ControlStream, FailureToLoadIsReported) {
   Coordinator c(1);
   std::optional<Error> thrown;
   worker_thread(
-      dial(c.server.address(), 0), [](const WelcomeTerms&, Rendezvous&, const WorkerCallbacks&) -> LoadedWorker { bad_input("model.gguf", "is cut short"); }, &thrown)
+      dial(c.server.address(), 0),
+      [](const WelcomeTerms&, Rendezvous&, const WorkerCallbacks&) -> LoadedWorker { bad_input("model.gguf", "is cut short"); }, &thrown)
       .join();
   ASSERT_TRUE(c.until([&] { return c.failed.size() == 1; }));
   EXPECT_EQ(c.failed[0].second.code, Code::invalid_argument);
@@ -394,7 +396,8 @@ TEST(ControlStream, RoundTrip) {
       trips.push_back(since(began) * 1e6);
     }
     std::sort(trips.begin(), trips.end());
-    std::printf("[ figures  ] round trip to %d worker processes: p50 %.0f us, p90 %.0f us, p99 %.0f us\n", ranks, trips[500], trips[900], trips[990]);
+    std::printf("[ figures  ] round trip to %d worker processes: p50 %.0f us, p90 %.0f us, p99 %.0f us\n", ranks, trips[500], trips[900],
+                trips[990]);
     EXPECT_TRUE(c.server.shutdown());
   }
 }

@@ -95,7 +95,7 @@ TEST(Generate, StopStringsCutTheText) {
     EXPECT_EQ(heard.end.matched, stop);
     EXPECT_EQ(heard.end.completion_tokens, static_cast<int32_t>(heard.ids.size()));
     if (stop.ends_with(replacement_character)) continue;  // half a character at the end would look like one
-    auto before = heard.ids;  // the last id is the one that completed it, no earlier one did
+    auto before = heard.ids;                              // the last id is the one that completed it, no earlier one did
     before.pop_back();
     EXPECT_EQ(toy_tokenizer().decode(before, true).find(stop), std::string::npos);
   }
@@ -241,8 +241,14 @@ TEST(Generate, WrongFieldsAreNamed) {
       {"stop_strings", [&](Ask& a) { a.stop_strings.assign(1000, "x"); }},
       {"stop_strings", [&](Ask& a) { a.stop_strings = {std::string(100000, 'x')}; }},
       {"stop_token_ids", [&](Ask& a) { a.stop_ids = {100000}; }},
-      {"token_ids", [&](Ask& a) { a.input = std::vector<int32_t>{1, -2}; }},
-      {"token_ids", [&](Ask& a) { a.input = std::vector<int32_t>{1, s.text.vocab}; }},
+      {"token_ids",
+       [&](Ask& a) {
+         a.input = std::vector<int32_t>{1, -2};
+       }},
+      {"token_ids",
+       [&](Ask& a) {
+         a.input = std::vector<int32_t>{1, s.text.vocab};
+       }},
       {"input", [&](Ask& a) { a.input = std::vector<int32_t>{}; }},
       {"input", [&](Ask& a) { a.input = std::monostate(); }},
       {"input", [&](Ask& a) { a.input = std::vector<int32_t>(512, 1); }},
@@ -251,7 +257,11 @@ TEST(Generate, WrongFieldsAreNamed) {
       {"request_id", [&](Ask& a) { a.request_id = "new\nline"; }},
       {"request_id", [&](Ask& a) { a.request_id = std::string(300, 'a'); }},
       {"tenant", [&](Ask& a) { a.tenant = "\x01"; }},
-      {"chat", [&](Ask& a) { a.input = ChatInput{R"([{"role":"user","content":"hi"}])", ""}; }, Code::failed_precondition},
+      {"chat",
+       [&](Ask& a) {
+         a.input = ChatInput{R"([{"role":"user","content":"hi"}])", ""};
+       },
+       Code::failed_precondition},
       {"model", [&](Ask& a) { a.model = "another"; }, Code::not_found},
   };
   for (const Case& c : cases) {

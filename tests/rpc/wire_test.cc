@@ -16,8 +16,7 @@ namespace {
 namespace health = grpc::health::v1;
 using ::testing::HasSubstr;
 
-std::shared_ptr<grpc::Channel> channel(const Served& s) {
-  grpc::ChannelArguments arguments;
+std::shared_ptr<grpc::Channel> channel(const Served& s, grpc::ChannelArguments arguments = {}) {
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return grpc::CreateCustomChannel(s.server->address(), grpc::InsecureChannelCredentials(), arguments);
@@ -242,6 +241,24 @@ TEST(Wire, ReflectionListsTheServices) {
   wait();
 }
 
+TEST(Wire, ChannelzAnswers) {
+  Served s;
+  grpc::GenericStub stub(channel(s));
+  grpc::CompletionQueue queue;
+  grpc::ClientContext context;
+  const grpc::Slice nothing{std::string()};
+  const auto call = stub.PrepareUnaryCall(&context, "/grpc.channelz.v1.Channelz/GetServers", grpc::ByteBuffer(&nothing, 1), &queue);
+  call->StartCall();
+  grpc::ByteBuffer answer;
+  grpc::Status status;
+  call->Finish(&answer, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  ASSERT_TRUE(queue.Next(&tag, &ok));
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_GT(answer.Length(), 0u);
+}
+
 TEST(Wire, PlanCapacityIsAskedOfLaunch) {
   {
     Served s;
@@ -273,7 +290,10 @@ TEST(Wire, ReaderThatDoesNotReadHoldsUpNobody) {
   engine.kv_pages = {5000};
   Served s(engine, {}, options);
   s.start();
-  const auto stub = v1::Inference::NewStub(channel(s));
+  grpc::ChannelArguments narrow;  // takes no more than it must
+  narrow.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  narrow.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 65535);
+  const auto stub = v1::Inference::NewStub(channel(s, narrow));
   grpc::ClientContext context;
   auto asked = request("endless", 60000);
   asked.set_request_id(std::string(256, 'x'));
@@ -297,7 +317,8 @@ TEST(Wire, GarbageDoesNoHarm) {
   Served s;
   s.start();
   grpc::GenericStub stub(channel(s));
-  for (const std::string& bytes : {std::string("\xff\xff\xff\xff\xff"), std::string("\x1a\x02\xff\xfe", 4), std::string(1 << 20, '\x0a'), std::string()}) {
+  for (const std::string& bytes :
+       {std::string("\xff\xff\xff\xff\xff"), std::string("\x1a\x02\xff\xfe", 4), std::string(1 << 20, '\x0a'), std::string()}) {
     grpc::CompletionQueue queue;
     grpc::ClientContext context;
     const auto call = stub.PrepareCall(&context, "/tandem.v1.Inference/Generate", &queue);
