@@ -142,21 +142,21 @@ void MixRows(const typename Kind::T* v, int64_t stride, int64_t begin, int64_t e
   for (; at < stride; at += lanes) MixTile<Kind, Q, 1>(v, stride, begin, end, weights, values, at, at == 0 ? ahead : Ahead{});
 }
 
-// Raw scores of whole pages, `page_stride` floats apart, become weights exp(s - maximum) of the tokens [begin, end) counted from the
-// first page, zero elsewhere. NaN scores give NaN weights.
+// Raw scores of whole pages, `page_stride` floats apart, become weights exp(scale * s - maximum) of the tokens [begin, end) counted from
+// the first page, zero elsewhere. NaN scores give NaN weights.
 void Weigh(float* scores, int64_t pages, int64_t page_stride, int64_t page_tokens, int64_t begin, int64_t end, float scale, float soft_cap,
            float* maximum, float* sum) {
   const D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const int64_t count = pages * page_stride;
   const float low = -std::numeric_limits<float>::infinity();
-  const Vector scales = hn::Set(d, scale);
-  for (int64_t i = 0; i < count; i += lanes) {
-    Vector s = hn::Mul(hn::LoadU(d, scores + i), scales);
-    if (soft_cap != 0) {
-      s = hn::IfThenElse(hn::IsNaN(s), s, hn::Mul(hn::Set(d, soft_cap), hn::Tanh(d, hn::Mul(s, hn::Set(d, 1 / soft_cap)))));
+  if (soft_cap != 0) {
+    for (int64_t i = 0; i < count; i += lanes) {
+      const Vector s = hn::LoadU(d, scores + i);
+      const Vector capped = hn::Mul(hn::Set(d, soft_cap), hn::Tanh(d, hn::Mul(s, hn::Set(d, scale / soft_cap))));
+      hn::StoreU(hn::IfThenElse(hn::IsNaN(s), s, capped), d, scores + i);
     }
-    hn::StoreU(s, d, scores + i);
+    scale = 1;
   }
   for (int64_t page = 0; page < pages; ++page) {
     float* of_page = scores + page * page_stride;
@@ -167,14 +167,15 @@ void Weigh(float* scores, int64_t pages, int64_t page_stride, int64_t page_token
   Vector highest = hn::Set(d, low);
   for (int64_t i = 0; i < count; i += lanes) highest = hn::Max(highest, hn::LoadU(d, scores + i));
   highest = hn::MaxOfLanes(d, highest);
+  const Vector scales = hn::Set(d, scale);
   Vector sums = hn::Zero(d);
   for (int64_t i = 0; i < count; i += lanes) {
-    const Vector s = hn::Sub(hn::LoadU(d, scores + i), highest);
+    const Vector s = hn::Mul(hn::Sub(hn::LoadU(d, scores + i), highest), scales);
     const Vector weight = hn::IfThenElse(hn::IsNaN(s), s, hn::Exp(d, s));
     hn::StoreU(weight, d, scores + i);
     sums = hn::Add(sums, weight);
   }
-  *maximum = hn::GetLane(highest);
+  *maximum = hn::GetLane(highest) * scale;
   *sum = hn::GetLane(hn::SumOfLanes(d, sums));
 }
 

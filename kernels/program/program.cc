@@ -97,7 +97,7 @@ void Program::attend(HeadShape shape, KvLayer kv, float scale, int64_t window, f
   need(q->shape.heads == shape.heads && q->shape.kv_heads == shape.kv_heads && q->shape.head_dim == shape.head_dim, "attend",
        "the queries have another shape");
   need(q->kv.group == kv.group && q->kv.layer == kv.layer, "attend", "the keys were appended to another layer");
-  need(window >= 0 && soft_cap >= 0, "attend", "window and soft cap cannot be negative");
+  need(scale > 0 && window >= 0 && soft_cap >= 0, "attend", "the scale must be positive, window and soft cap not negative");
   records_.push_back(Attend{shape, kv, scale, window, soft_cap});
 }
 
