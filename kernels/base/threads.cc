@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <mutex>
@@ -31,21 +32,33 @@ void pause() {
 #endif
 }
 
+constexpr int32_t kMostSpin = 20'000, kLeastSpin = 1'000;  // ns
+
 // A number that only grows, which members wait on. Its own cache line: spinning readers must not slow the arrivals down.
 struct alignas(64) Generation {
   Word value{0};
   alignas(64) Word sleepers{0};
+  std::atomic<int32_t> budget{0};  // ns to spin; learned, see wait
+  std::atomic<uint32_t> waits{0};
 
-  // Returns once the value is no longer `seen`.
-  void wait(uint32_t seen, std::chrono::nanoseconds spin) {
-    if (spin.count() > 0) {
-      const auto end = std::chrono::steady_clock::now() + spin;
+  // Returns once the value is no longer `seen`. Spins at most `most` ns. Spinning in vain holds up whoever else wants the core, who
+  // may well be the one waited for: each time halves the next spin, each success doubles it, and now and then all of it is tried.
+  void wait(uint32_t seen, int32_t most) {
+    if (most > 0) {
+      const bool probe = waits.fetch_add(1, std::memory_order_relaxed) % 16 == 0;
+      const int32_t learned = budget.load(std::memory_order_relaxed), spin = probe ? most : learned;
+      const auto end = std::chrono::steady_clock::now() + std::chrono::nanoseconds(spin);
       do {
         for (int i = 0; i < 32; ++i) {
-          if (value.load(std::memory_order_acquire) != seen) return;
+          if (value.load(std::memory_order_acquire) != seen) {
+            const int32_t more = probe ? most : std::min(most, learned * 2);
+            if (more != learned) budget.store(more, std::memory_order_relaxed);
+            return;
+          }
           pause();
         }
       } while (std::chrono::steady_clock::now() < end);
+      budget.store(std::max(learned / 2, kLeastSpin), std::memory_order_relaxed);
     }
     // Sequentially consistent with advance(): either we see the new value, or it sees us.
     sleepers.fetch_add(1);
@@ -68,7 +81,7 @@ struct Team::State {
   alignas(64) std::atomic<int> running{0};
   std::atomic<bool> failed{false}, leaving{false};
   const std::function<void(int)>* work = nullptr;
-  std::chrono::nanoseconds spin{0};
+  int32_t spin = 0;          // at most, ns
   std::mutex failure_mutex;  // taken only to record an exception
   std::exception_ptr failure;
   int failure_member = 0;
@@ -92,7 +105,8 @@ struct Team::State {
 Team::Team(int size) : state_(std::make_unique<State>()), size_(size) {
   if (size < 1 || size > 64) bad_input("threads", std::to_string(size) + " threads (1 to 64)");
   // Members that outnumber the cores would only keep each other from running while they spin.
-  state_->spin = std::chrono::microseconds(size <= allowed_cores() ? 20 : 0);
+  state_->spin = size <= allowed_cores() ? kMostSpin : 0;
+  for (Generation* g : {&state_->start, &state_->joined, &state_->done}) g->budget.store(state_->spin, std::memory_order_relaxed);
   const auto loop = [state = state_.get()](int member) {
     for (uint32_t seen = 0;; ++seen) {
       state->start.wait(seen, state->spin);
