@@ -43,6 +43,8 @@ TEST(Help, Version) {
 
 struct Wrong { const char* arguments; const char* says; };
 
+void PrintTo(const Wrong& wrong, std::ostream* out) { *out << wrong.arguments; }
+
 class WrongOptions : public testing::TestWithParam<Wrong> {};
 
 TEST_P(WrongOptions, GiveOneLineAndExitCode2) {
@@ -65,7 +67,7 @@ constexpr Wrong kWrong[] = {
     {"plan preset:llama-3.2-1b --ranks -1", "--ranks"},
     {"plan preset:llama-3.2-1b --pp 17", "17"},
     {"plan preset:llama-3.2-1b --tp 7", "--tp"},
-    {"plan preset:llama-3.2-1b --context 1000000", "--context"},
+    {"plan preset:llama-3.2-1b --context -1", "--context"},
     {"plan preset:llama-3.2-1b --chunk 0", "--chunk"},
     {"plan preset:llama-3.2-1b --page 0", "--page"},
     {"plan preset:llama-3.2-1b --max-batch -2", "--max-batch"},
