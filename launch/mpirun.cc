@@ -9,8 +9,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <sstream>
 #include <thread>
 
 #include "kernels/base/error.h"
@@ -190,6 +192,12 @@ class MpirunLauncher final : public Launcher {
 
 }  // namespace
 
-std::unique_ptr<Launcher> make_mpirun_launcher(MpirunOptions options) { return std::make_unique<MpirunLauncher>(std::move(options)); }
+std::unique_ptr<Launcher> make_mpirun_launcher(MpirunOptions options) {
+  std::istringstream folders(std::getenv("PATH") != nullptr ? std::getenv("PATH") : "");
+  bool found = false;
+  for (std::string folder; std::getline(folders, folder, ':');) found = found || access((folder + "/mpirun").c_str(), X_OK) == 0;
+  if (!found) fail(Code::failed_precondition, "mpirun", "is not in PATH (install openmpi-bin; without it: --ranks 1)");
+  return std::make_unique<MpirunLauncher>(std::move(options));
+}
 
 }  // namespace tandem

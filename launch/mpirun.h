@@ -13,6 +13,7 @@ struct MpirunOptions {
   bool show_output = false; // mpirun's and the workers' own stderr
 };
 
+// Errors: failed_precondition when there is no mpirun.
 std::unique_ptr<Launcher> make_mpirun_launcher(MpirunOptions options);
 
 }  // namespace tandem

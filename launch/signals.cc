@@ -12,11 +12,20 @@ namespace tandem {
 namespace {
 
 std::atomic<bool> g_may_report{true};
+bool g_held = false;  // the main thread's
 
 extern "C" void on_bus_error(int) {
   constexpr char kLine[] = "error: file: shrank while it was read (must not change while in use)\n";
   (void)!write(2, kLine, sizeof kLine - 1);
   _exit(2);
+}
+
+sigset_t stop_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  return set;
 }
 
 // One thread waits for the signals, so that what they start runs as ordinary code.
@@ -41,6 +50,19 @@ void guard_mapped_files() {
   action.sa_handler = on_bus_error;
   sigaction(SIGBUS, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+}
+
+void hold_stop_signals() {
+  const sigset_t set = stop_signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  g_held = true;
+}
+
+void release_stop_signals() {
+  if (!g_held) return;
+  const sigset_t set = stop_signals();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  g_held = false;
 }
 
 void on_stop_signal(std::function<void()> first) {

@@ -144,6 +144,7 @@ int run_on_ranks(const std::function<int(ThisJob& job)>& coordinator) {
   if (!under_mpirun()) return coordinator(job);
   job = join_job();
   if (job.world.rank > 0) {
+    release_stop_signals();
     const int code = work_in_job(std::move(job));
     finalize_mpi();
     return code;

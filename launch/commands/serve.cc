@@ -1,4 +1,5 @@
 // tandem serve: the gRPC coordinator, with its ranks as threads, as processes of this MPI job, or as an mpirun of its own.
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -52,14 +53,17 @@ int serve(Options& o, ThisJob& job) {
   };
   Server server(o.server, engine, deployment->text->side, std::move(info));
   const bool restartable = deployment->restartable;
-  engine.on_state([&server, &end, restartable](EngineState state) {
-    server.follow(state);
+  engine.on_state([follow = server.follower(), &end, &engine, restartable](EngineState state) {
+    follow(state);
+    if (state == EngineState::lost && restartable) {
+      const std::optional<Error> why = engine.last_error();
+      spdlog::warn("epoch {} is over: {}; its ranks are started again", engine.epoch(), why ? why->what() : "");
+    }
     if (state != EngineState::lost || restartable) return;
     std::lock_guard lock(end.mutex);
     end.lost = true;
     end.changed.notify_all();
   });
-  server.follow(engine.state());
   on_stop_signal(std::function<void()>([&end] {
     std::lock_guard lock(end.mutex);
     end.draining = true;
@@ -67,7 +71,6 @@ int serve(Options& o, ThisJob& job) {
   }));
   std::fprintf(stderr, "listening on %s\n", server.address().c_str());
   std::fflush(stderr);
-  if (engine.state() == EngineState::lost && !restartable) end.lost = true;
 
   std::unique_lock lock(end.mutex);
   end.changed.wait(lock, [&end] { return end.draining || end.lost; });
@@ -106,7 +109,10 @@ Command add_serve(CLI::App& app) {
   command->footer(
       "Examples: tandem serve SmolLM2.gguf --ranks 2        starts its ranks itself and restarts them when one dies\n"
       "          mpirun -n 2 tandem serve SmolLM2.gguf      the ranks are this MPI job; it ends when one dies");
-  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return serve(*options, job); }); }};
+  return {command, [options] {
+            hold_stop_signals();
+            return run_on_ranks([&](ThisJob& job) { return serve(*options, job); });
+          }};
 }
 
 }  // namespace tandem

@@ -36,6 +36,9 @@ struct Finish {
 struct Begin {};
 struct Drain {};
 struct Quit {};
+struct Listen {
+  std::function<void(EngineState)> listener;
+};
 struct Ready {
   uint32_t epoch;
   std::vector<RankInfo> ranks;
@@ -44,7 +47,7 @@ struct Lost {
   uint32_t epoch;
   Error why;
 };
-using Message = std::variant<Submit, Cancel, Finish, Begin, Drain, Quit, Ready, Lost, StepResult>;
+using Message = std::variant<Submit, Cancel, Finish, Begin, Drain, Quit, Listen, Ready, Lost, StepResult>;
 
 // Outlives the engine if a late callback holds it. Never holds more than two messages an open request (submit, cancel or finish), one
 // result a step in flight, and a few about the group.
@@ -86,7 +89,6 @@ struct Engine::Core {
   bool drain_asked = false;
   std::optional<Error> last_error;
   std::vector<RankInfo> ranks;
-  std::function<void(EngineState)> listener;
   struct Known {
     uint64_t key;
     bool ending = false;  // asked to end already: so the inbox is bounded
@@ -114,6 +116,7 @@ struct Engine::Core {
     std::shared_ptr<RequestSink> keep;  // of a terminal event
     RequestEvent event;
   };
+  std::function<void(EngineState)> listener;
   Scheduler scheduler;
   StepWatch watch;
   std::vector<Open> open;
@@ -390,6 +393,10 @@ struct Engine::Core {
     if (s != EngineState::stopped) set_state(EngineState::draining);
   }
   void handle(Quit&, Clock::time_point) { quitting = true; }
+  void handle(Listen& m, Clock::time_point) {
+    listener = std::move(m.listener);
+    if (listener) listener(current_state());
+  }
   void handle(Ready& m, Clock::time_point) {
     if (m.epoch != epoch || lost) return;
     {
@@ -599,6 +606,6 @@ std::vector<RankInfo> Engine::ranks() const {
   return core_->ranks;
 }
 
-void Engine::on_state(std::function<void(EngineState)> listener) { core_->listener = std::move(listener); }
+void Engine::on_state(std::function<void(EngineState)> listener) { core_->inbox->push(Listen{std::move(listener)}); }
 
 }  // namespace tandem

@@ -44,7 +44,7 @@ class Engine {
   Load load() const;
   uint32_t epoch() const;
   std::vector<RankInfo> ranks() const;
-  // Called on the engine's thread at every change of state; set it before start().
+  // Called on the engine's thread, first with the state at hand, then at every change.
   void on_state(std::function<void(EngineState)> listener);
 
  private:

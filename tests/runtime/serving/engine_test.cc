@@ -288,7 +288,7 @@ TEST(Engine, RetriesLoadingUntilItWorks) {
   EXPECT_EQ(engine.ranks().size(), 1u);
   std::lock_guard lock(mutex);
   using enum EngineState;
-  EXPECT_THAT(states, testing::ElementsAre(lost, loading, lost, loading, lost, loading, serving));
+  EXPECT_THAT(states, testing::ElementsAre(loading, lost, loading, lost, loading, lost, loading, serving));
 }
 
 TEST(Engine, StaysLostWhenItCannotRestart) {
