@@ -1,6 +1,7 @@
 #include "kernels/cpu/backend.h"
 
 #include <gtest/gtest.h>
+#include <hwy/targets.h>
 
 #include <algorithm>
 
@@ -86,6 +87,32 @@ TEST_P(WholeProgram, RowsDoNotDependOnTheirCompany) {
       }
     }
   }
+}
+
+// Every instruction set that this processor and the build have, down to the baseline: each agrees, and keeps its bits.
+TEST(InstructionSets, AgreeWithTheExpansion) {
+  for (int64_t sets = hwy::SupportedTargets(); sets != 0; sets &= sets - 1) {
+    const int64_t set = sets & -sets;
+    hwy::SetSupportedTargetsForTest(set);
+    for (const size_t shape : {size_t{1}, size_t{3}, size_t{4}}) {
+      SCOPED_TRACE(std::string(hwy::TargetName(set)) + " shape " + std::to_string(shape));
+      const TinyProgram model(shapes()[shape]);
+      const TinySequence sequence = random_sequence(0, 41, model.shape.vocab, 3, 16, 7);
+      cpu::Features plain;
+      TinyRun run(model, 2, {64, 64, 4, 16, 128}, {Compute::fp32, KvType::fp32}, 64, true, plain);
+      const auto whole = run.forward({{&sequence, 0, 41}});
+      expect_close(whole, judge(model, sequence, model.evaluator()), 0, 2e-5);
+      for (int32_t at = 0; at < 41; ++at) ASSERT_EQ(run.forward({{&sequence, at, 1}})[0], whole[at]) << "position " << at;
+      TinyRun halves(model, 1, {64, 64, 4, 16, 128}, {Compute::fp32, KvType::fp16}, 64, true, plain);
+      expect_close(halves.forward({{&sequence, 0, 41}}), judge(model, sequence, model.evaluator()), 0, 1e-2);
+      const Sampling greedy;
+      SampleRow row;
+      row.head = 40, row.sampling = &greedy;
+      Sampled sampled;
+      halves.executable().sample({&row, 1}, {&sampled, 1});
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, WholeProgram, ::testing::Range<size_t>(0, shapes().size()));
