@@ -1,6 +1,7 @@
 #include "kernels/formats/nf4.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -53,34 +54,42 @@ constexpr float kDynamicHalf[127] = {
     .86640626f,    .8804687f,     .89453125f,   .9085938f,     .92265624f,   .93671876f,   .9507812f,    .96484375f,    .9789063f,
     .99296874f};
 
+// The nearest code without a search: [-1, 1] in cells that hold at most two of the bounds between neighbouring values, each with the
+// number of bounds in the cells before it.
 struct Thresholds {
-  std::array<float, 16> bounds;  // between neighbours; the last is never reached
+  static constexpr int kCells = 64;
+  std::array<float, 17> bounds;  // ascending; the last two are never reached
   std::array<uint8_t, 16> code;
+  std::array<uint8_t, kCells * 2 + 1> before{};
 };
+size_t cell(float y) { return static_cast<size_t>((y + 1.0f) * Thresholds::kCells); }
 Thresholds thresholds(Codebook book) {
   Thresholds t;
   const auto& values = code_values(book);
   t.code = book == Codebook::nf4 ? kNf4Order : kFp4Order;
-  for (int i = 0; i < 15; ++i) t.bounds[i] = (values[t.code[i]] + values[t.code[i + 1]]) / 2.0f;
-  t.bounds[15] = std::numeric_limits<float>::infinity();
+  t.bounds[15] = t.bounds[16] = std::numeric_limits<float>::infinity();
+  for (int i = 0; i < 15; ++i) {
+    t.bounds[i] = (values[t.code[i]] + values[t.code[i + 1]]) / 2.0f;
+    for (size_t later = cell(t.bounds[i]) + 1; later < t.before.size(); ++later) ++t.before[later];
+  }
   return t;
 }
-uint8_t nearest(const Thresholds& t, float y) {
-  int i = !(t.bounds[7] >= y) * 8;  // a NaN goes all the way up, as in torch.bucketize
-  i += !(t.bounds[i + 3] >= y) * 4;
-  i += !(t.bounds[i + 1] >= y) * 2;
-  i += !(t.bounds[i] >= y);
+uint8_t nearest(const Thresholds& t, float y) {  // y in [-1, 1] or NaN, which goes all the way up, as in torch.bucketize
+  if (y != y) return t.code[15];
+  int i = t.before[cell(y)];
+  i += y > t.bounds[i];
+  i += y > t.bounds[i];
   return t.code[i];
 }
 
 float largest(const float* values, int64_t count) {
-  float most = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const float v = std::fabs(values[i]);
-    if (!(v <= most)) most = v;  // NaN enters and stays: every comparison with it is false
-    if (most != most) return most;
+  uint32_t most[4] = {};  // magnitudes are ordered as their bits are, NaNs above all
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (int j = 0; j < 4; ++j) most[j] = std::max(most[j], std::bit_cast<uint32_t>(values[i + j]) & 0x7fffffff);
   }
-  return most;
+  for (; i < count; ++i) most[0] = std::max(most[0], std::bit_cast<uint32_t>(values[i]) & 0x7fffffff);
+  return std::bit_cast<float>(std::max(std::max(most[0], most[1]), std::max(most[2], most[3])));
 }
 float clamp_unit(float v) { return v < -1.0f ? -1.0f : v > 1.0f ? 1.0f : v; }
 
@@ -238,11 +247,19 @@ void FourBit::quantize(const float* source, int64_t rows, int64_t cols, std::spa
     const bool whole = end - begin == block_;
     absmax[b] = whole ? most : safe;
     const float inverse = 1.0f / safe;
-    const auto code = [&](int64_t i) -> uint8_t {
-      if (i >= end) return nearest(t, 0.0f);  // the spare half byte of an odd count
-      return nearest(t, clamp_unit(whole ? source[i] * inverse : source[i] / safe));
-    };
-    for (int64_t i = begin; i < end; i += 2) codes[i / 2] = static_cast<uint8_t>(code(i) << 4 | code(i + 1));
+    int64_t i = begin;
+    if (whole) {
+      for (; i < end; i += 2) {
+        const uint8_t high = nearest(t, clamp_unit(source[i] * inverse)), low = nearest(t, clamp_unit(source[i + 1] * inverse));
+        codes[i / 2] = static_cast<uint8_t>(high << 4 | low);
+      }
+      continue;
+    }
+    for (; i < end; i += 2) {  // an odd count leaves a spare half byte
+      const uint8_t high = nearest(t, clamp_unit(source[i] / safe)),
+                    low = nearest(t, i + 1 < end ? clamp_unit(source[i + 1] / safe) : 0.0f);
+      codes[i / 2] = static_cast<uint8_t>(high << 4 | low);
+    }
   }
   std::memcpy(out[kQuantMap], code_values(book_).data(), 64);
   if (!nested_) {
