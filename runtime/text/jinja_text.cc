@@ -32,6 +32,7 @@ bool is_cased_char(char32_t c) { return u_hasBinaryProperty(static_cast<UChar32>
 std::string number_text(const std::string& spec, char kind, const Value& value) {
   char buffer[1200];
   if (kind == 'd' || kind == 'x' || kind == 'X' || kind == 'o') {
+    if (value.is_real() && !(std::abs(value.as_real()) < 9.2e18)) template_error("a number is too large for a whole number");
     const auto number = static_cast<long long>(value.is_real() ? static_cast<int64_t>(value.as_real()) : value.as_int());
     const bool hexadecimal = kind != 'd';
     if (hexadecimal && number < 0) template_error("a negative number has no such form");
