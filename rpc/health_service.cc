@@ -4,6 +4,7 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 
 #include "rpc/health.grpc.pb.h"
@@ -25,6 +26,7 @@ class HealthService::Impl final : public wire::Health::CallbackService {
       const std::lock_guard lock(owner_.mutex_);
       writing_ = false;
       if (ok) update();
+      if (!writing_ && ending_) finish();
     }
     void OnCancel() override {
       const std::lock_guard lock(owner_.mutex_);
@@ -47,15 +49,21 @@ class HealthService::Impl final : public wire::Health::CallbackService {
       writing_ = true;
       StartWrite(&message_);
     }
-    void end(const grpc::Status& status) {
-      if (ended_) return;
-      ended_ = true;
-      Finish(status);
+    void end(const grpc::Status& status) {  // after what is being written
+      if (!ending_) ending_ = status;
+      if (!writing_) finish();
     }
 
    private:
+    void finish() {
+      if (ended_) return;
+      ended_ = true;
+      Finish(*ending_);
+    }
+
     Impl& owner_;
     const std::string name_;
+    std::optional<grpc::Status> ending_;
     wire::HealthCheckResponse message_;
     Status sent_ = wire::HealthCheckResponse::UNKNOWN;
     bool writing_ = false, ended_ = false;

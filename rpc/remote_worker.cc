@@ -91,14 +91,19 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
     if (!writing_) write();
   }
 
+  // Last words: returns when the coordinator has heard them (it ends the stream), or after a moment.
   void send_failure(const Error& error) {
     wire::FromWorker message;
     message.mutable_failure()->set_code(std::string(name(error.code)));
     message.mutable_failure()->set_where(error.where);
     message.mutable_failure()->set_message(error.message);
+    {
+      const std::lock_guard lock(mutex_);
+      failing_ = true;
+    }
     send(std::move(message));
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, Seconds(kFlushSeconds), [&] { return done_ || (!writing_ && outgoing_.empty()); });
+    changed_.wait_for(lock, Seconds(kFlushSeconds), [&] { return ended_; });
   }
 
   WorkerCallbacks callbacks() {
@@ -189,6 +194,7 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
       {
         const std::lock_guard lock(mutex_);
         ended_ = true;
+        changed_.notify_all();
       }
       return RemoveHold();
     }
@@ -238,7 +244,7 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
     bool unexpected = false;
     {
       const std::lock_guard lock(mutex_);
-      unexpected = welcomed_ && !shutdown_ && !closing_;
+      unexpected = welcomed_ && !shutdown_ && !closing_ && !failing_;
     }
     const Error why(Code::unavailable, "control stream",
                     "the coordinator is gone" + (status.error_message().empty() ? "" : " (" + status.error_message() + ")"));
@@ -330,7 +336,8 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   wire::FromWorker current_;
   std::optional<uint64_t> progress_;
   bool writing_ = false, closing_ = false;
-  bool ended_ = false;  // nothing may be written
+  bool ended_ = false;    // nothing may be written
+  bool failing_ = false;  // the end of the stream is no surprise
   WelcomeTerms welcome_;
   bool welcomed_ = false, shutdown_ = false, done_ = false;
   grpc::Status status_;

@@ -240,7 +240,7 @@ void ControlServer::Core::heard(Link& link, wire::FromWorker& message) {
   if (message.message_case() == wire::FromWorker::kHello) return hello(link, message.hello());
   const std::shared_ptr<Epoch>& now = link.epoch;
   if (!now) return link.end(grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "hello comes first"));
-  if (now->over) return;
+  if (now->over && message.message_case() != wire::FromWorker::kFailure) return;
   const size_t rank = static_cast<size_t>(link.rank);
   switch (message.message_case()) {
     case wire::FromWorker::kReady: {
@@ -282,8 +282,9 @@ void ControlServer::Core::heard(Link& link, wire::FromWorker& message) {
       if (now->events.progress) now->events.progress(link.rank, message.progress());
       return;
     case wire::FromWorker::kFailure:
-      return died(link, Error(code_named(message.failure().code()).value_or(Code::internal), message.failure().where(),
-                              message.failure().message()));
+      died(link,
+           Error(code_named(message.failure().code()).value_or(Code::internal), message.failure().where(), message.failure().message()));
+      return link.end(grpc::Status::OK);  // tells the worker that it was heard
     case wire::FromWorker::kPublish:
       return values.publish(message.publish().key(), message.publish().value());
     case wire::FromWorker::kFetch: {
