@@ -57,6 +57,9 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   d->backend = cpu::make_cpu_backend(threads);
   d->plan = plan_for(d->blueprint, request, *d->backend);
   require_fits(d->plan);
+  for (const PlanDevice& device : d->plan.devices) {
+    if (!device.id.starts_with("cpu")) bad_input("--plan", "places layers on device " + device.id + ", which this build cannot run on (only cpu)");
+  }
   d->compute = compute_label(d->blueprint);
   const int ranks = d->plan.mesh.size();
 
@@ -95,7 +98,9 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   EngineOptions engine;
   engine.max_batch = d->plan.workload.batch;
   engine.chunk = d->plan.workload.chunk;
-  engine.decode_chunk = std::min(engine.decode_chunk, engine.chunk);
+  // A core computes some two thousand prompt tokens a second of a small model: a longer chunk would be felt by every running stream.
+  constexpr int32_t kDecodeChunk = 64;
+  engine.decode_chunk = std::min(kDecodeChunk, engine.chunk);
   engine.max_queue = request.size.max_queue;
   engine.page_tokens = d->plan.workload.page_tokens;
   engine.context = d->plan.workload.context;

@@ -158,6 +158,9 @@ class LocalWorker final : public Worker {
       stage_->executable().copy_pages(copy.group, {&pair, 1});
     }
     gather(step);
+    if (step.digest != 0 && step.digest != slots_->digest()) {
+      fail(Code::internal, "step " + std::to_string(step.number), "leaves other slots on rank " + std::to_string(settings_.rank) + " than the scheduler knows");
+    }
     StepResult result{.number = step.number, .epoch = step.epoch};
     if (!ids_.empty()) {
       const size_t bytes = ids_.size() * static_cast<size_t>(stage_->hidden()) * sizeof(float);

@@ -64,6 +64,18 @@ void Slots::append(SlotId id, uint32_t serial, int32_t token) {
   if (slot.used && slot.serial == serial) slot.ids.push_back(token);
 }
 
+uint64_t Slots::digest() const {
+  uint64_t sum = 0;
+  for (size_t id = 0; id < slots_.size(); ++id) {
+    const Slot& slot = slots_[id];
+    if (!slot.used) continue;
+    size_t pages = 0;
+    for (const auto& table : slot.pages) pages += table.size();
+    sum += slot_digest(static_cast<SlotId>(id), slot.serial, slot.length, static_cast<int32_t>(pages));
+  }
+  return sum;
+}
+
 void Slots::count(Slot& slot, int32_t token) {
   slot.generated++;
   if (has_penalty(slot.sampling)) add_count(slot.counts, token, false);

@@ -27,6 +27,7 @@ class Slots {
   void apply(const Step& step);             // releases, admissions, grants, in that order
   void append(SlotId id, uint32_t serial, int32_t token);  // a drawn token that this rank needs to know; ignored when the slot has a new owner
   void count(Slot& slot, int32_t token);    // for penalties
+  uint64_t digest() const;                  // the sum of slot_digest over all slots held: what Step::digest says
 
  private:
   std::vector<Slot> slots_;

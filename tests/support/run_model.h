@@ -10,6 +10,7 @@ namespace tandem::testing {
 struct RunOptions {
   std::string format = "keep", compute = "fp32";
   int pp = 1, tp = 1, ep = 1, threads = 1;
+  bool double_quant = false;
   int32_t chunk = 64, page = 16, context = 128, batch = 4;
 };
 
@@ -17,6 +18,7 @@ inline std::unique_ptr<Deployment> deploy(const std::string& model, const RunOpt
   DeployOptions options;
   options.model.model = model;
   options.model.format = o.format;
+  options.model.double_quant = o.double_quant;
   options.model.compute = o.compute;
   options.plan.place.pp = o.pp;
   options.plan.place.tp = o.tp;

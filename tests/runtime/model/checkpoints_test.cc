@@ -11,7 +11,7 @@
 namespace tandem::testing {
 namespace {
 
-struct Case { std::string model, expected; };
+struct Case { std::string model, expected, format = "keep"; bool double_quant = false; };
 
 std::string fixture(const std::string& path) { return std::string(TANDEM_FIXTURES) + "/" + path; }
 
@@ -30,6 +30,8 @@ TEST_P(Checkpoint, LogitsEqualTransformers) {
   for (int32_t chunk : {64, 7}) {
     RunOptions options;
     options.chunk = chunk;
+    options.format = GetParam().format;
+    options.double_quant = GetParam().double_quant;
     const std::vector<float> logits = logits_of(fixture(GetParam().model), expected["prompt_ids"], options);
     ASSERT_EQ(logits.size(), reference.values.size());
     float worst = 0;
@@ -41,7 +43,10 @@ TEST_P(Checkpoint, LogitsEqualTransformers) {
 TEST_P(Checkpoint, GreedyIdsEqualTransformers) {
   const nlohmann::json expected = expected_of(GetParam());
   const std::vector<int32_t> ids = expected["greedy_ids"];
-  EXPECT_EQ(greedy_of(fixture(GetParam().model), expected["prompt_ids"], static_cast<int32_t>(ids.size())), ids);
+  RunOptions options;
+  options.format = GetParam().format;
+  options.double_quant = GetParam().double_quant;
+  EXPECT_EQ(greedy_of(fixture(GetParam().model), expected["prompt_ids"], static_cast<int32_t>(ids.size()), options), ids);
 }
 
 // Dynamic scaling changes with the length of each pass, so that a cached position would no longer be right: refused, not guessed.
@@ -61,9 +66,12 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"rope/yarn", "rope/yarn"}, Case{"rope/llama3", "rope/llama3"},
                                            Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
                                            Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
-                                           Case{"gguf/llama-k.gguf", "gguf/llama-k"}),
+                                           Case{"gguf/llama-k.gguf", "gguf/llama-k"},
+                                           // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
+                                           Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
+                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}),
                          [](const auto& info) {
-                           std::string name = info.param.model;
+                           std::string name = info.param.model + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");
                            for (char& c : name) {
                              if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
                            }
