@@ -88,7 +88,7 @@ struct Served {
   }
   Served& start() {
     engine.start();
-    EXPECT_TRUE(engine.wait_for(EngineState::serving, std::chrono::seconds(20)));
+    EXPECT_TRUE(engine.wait_for(EngineState::serving, limit(20000)));
     return *this;
   }
   static FakeGroupOptions with_time(FakeGroupOptions options) {
@@ -113,7 +113,7 @@ struct Served {
   }
   Code refusal(const Ask& ask, std::string* message = nullptr, bool retry = false) const {
     try {
-      hear(ask, 20, retry);
+      hear(ask, 20 * kSlowFactor, retry);
     } catch (const Error& error) {
       if (message != nullptr) *message = error.what();
       return error.code;
@@ -124,7 +124,7 @@ struct Served {
   std::vector<int32_t> expected(const Ask& ask) const {
     return SimulatedWorkers::alone(prepare(ask, text).request, options.context, options.vocab);
   }
-  bool idle(double seconds = 10) const {  // nothing runs, nothing waits, all pages but cached ones are free
+  bool idle(double seconds = 10 * kSlowFactor) const {  // nothing runs, nothing waits, all pages but cached ones are free
     for (const auto until = Clock::now() + std::chrono::duration<double>(seconds); Clock::now() < until;) {
       const Load load = engine.load();
       if (load.running == 0 && load.waiting == 0 && server->open_calls() == 0) return true;

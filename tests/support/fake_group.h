@@ -13,10 +13,14 @@
 #include <utility>
 #include <vector>
 
+#include "rpc/slow_factor.h"
 #include "runtime/serving/worker_group.h"
 #include "tests/support/simulated_workers.h"
 
 namespace tandem {
+
+// A time limit of a test.
+inline std::chrono::milliseconds limit(int milliseconds) { return std::chrono::milliseconds(static_cast<int>(milliseconds * kSlowFactor)); }
 
 struct FakeGroupOptions {
   std::chrono::microseconds step_time{0};
@@ -163,11 +167,11 @@ class FakeSink : public RequestSink {
     }
     if (!ids_.empty()) changed_.notify_all();
   }
-  bool wait(std::chrono::milliseconds timeout = std::chrono::seconds(20)) {
+  bool wait(std::chrono::milliseconds timeout = limit(20000)) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, timeout, [&] { return ended_; });
   }
-  bool wait_for_tokens(size_t count, std::chrono::milliseconds timeout = std::chrono::seconds(20)) {
+  bool wait_for_tokens(size_t count, std::chrono::milliseconds timeout = limit(20000)) {
     std::unique_lock lock(mutex_);
     return changed_.wait_for(lock, timeout, [&] { return ids_.size() >= count || ended_; });
   }

@@ -9,6 +9,8 @@
 #include <string>
 #include <unistd.h>
 
+#include "rpc/slow_factor.h"
+
 namespace tandem {
 
 struct Ran {
@@ -45,7 +47,7 @@ class TemporaryFolder {
 inline Ran run_tandem(const std::string& arguments, const std::string& input = "") {
   const TemporaryFolder folder;
   std::ofstream(folder / "in") << input;
-  const std::string line = "timeout 120 " TANDEM_BINARY " " + arguments + " <" + (folder / "in") + " >" + (folder / "out") + " 2>" + (folder / "err");
+  const std::string line = "timeout " + std::to_string(static_cast<int>(120 * kSlowFactor)) + " " TANDEM_BINARY " " + arguments + " <" + (folder / "in") + " >" + (folder / "out") + " 2>" + (folder / "err");
   const int status = std::system(line.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_whole(folder / "out"), read_whole(folder / "err")};
 }

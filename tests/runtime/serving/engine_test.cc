@@ -46,7 +46,7 @@ Request request(const std::string& id, int32_t prompt = 20, int32_t max_tokens =
 struct Served {  // an engine with its group, serving
   explicit Served(EngineOptions o = small(), FakeGroupOptions f = {}) : options(o), group(o, std::move(f)), engine(o, group) {
     engine.start();
-    EXPECT_TRUE(engine.wait_for(EngineState::serving, milliseconds(20000)));
+    EXPECT_TRUE(engine.wait_for(EngineState::serving, limit(20000)));
   }
   ~Served() { EXPECT_EQ(group.violation(), std::nullopt); }
   std::shared_ptr<FakeSink> submit(Request r) {
@@ -164,7 +164,7 @@ TEST(Engine, CancelFreesPagesWithinAStep) {
   ASSERT_TRUE(sink->wait_for_tokens(3));
   EXPECT_LT(s.engine.load().kv_pages_free, s.engine.load().kv_pages_total);
   s.engine.cancel("c", Code::cancelled);
-  ASSERT_TRUE(sink->wait(milliseconds(1000)));
+  ASSERT_TRUE(sink->wait(limit(1000)));
   EXPECT_EQ(sink->last().finish, FinishReason::cancelled);
   EXPECT_FALSE(sink->last().error);
   EXPECT_EQ(sink->last().completion_tokens, static_cast<int32_t>(sink->ids().size()));
@@ -172,7 +172,7 @@ TEST(Engine, CancelFreesPagesWithinAStep) {
   s.engine.cancel("c", Code::cancelled);  // unknown: ignored
   const auto aborted = s.submit(request("d", 20, 200));
   s.engine.cancel("d", Code::aborted);
-  ASSERT_TRUE(aborted->wait(milliseconds(1000)));
+  ASSERT_TRUE(aborted->wait(limit(1000)));
   ASSERT_TRUE(aborted->last().error);
   EXPECT_EQ(aborted->last().error->code, Code::aborted);
 }
@@ -193,9 +193,9 @@ TEST(Engine, StopStringEndsAtItsToken) {
 }
 
 TEST(Engine, DeadlinesAreKept) {
-  Served s(small(), slow(10));
+  Served s(small(), {.step_time = limit(10)});
   Request r = request("late", 20, 200);
-  r.deadline = Clock::now() + milliseconds(60);
+  r.deadline = Clock::now() + limit(60);
   const auto sink = s.submit(r);
   Request dead = request("dead");
   dead.deadline = Clock::now() - milliseconds(1);
@@ -217,7 +217,7 @@ TEST(Engine, DeadlineWhileNothingMoves) {  // by the timed wait, without a step
   Request r = request("late");
   r.deadline = Clock::now() + milliseconds(30);
   const auto sink = s.submit(r);
-  ASSERT_TRUE(sink->wait(milliseconds(2000)));
+  ASSERT_TRUE(sink->wait(limit(2000)));
   EXPECT_EQ(sink->last().error->code, Code::deadline_exceeded);
 }
 
@@ -233,7 +233,7 @@ TEST(Engine, LostEpochEndsRequestsAndStartsTheNext) {
     EXPECT_EQ(sink->last().error->code, Code::unavailable);
     EXPECT_THAT(sink->last().error->what(), testing::HasSubstr("rank 1"));
   }
-  ASSERT_TRUE(s.engine.wait_for(EngineState::serving, milliseconds(5000)));
+  ASSERT_TRUE(s.engine.wait_for(EngineState::serving, limit(5000)));
   EXPECT_EQ(s.engine.epoch(), 2u);
   EXPECT_EQ(s.group.starts, 2);
   EXPECT_EQ(s.group.kills, 0);
@@ -245,14 +245,14 @@ TEST(Engine, LostEpochEndsRequestsAndStartsTheNext) {
 
 TEST(Engine, HungGroupIsKilled) {
   EngineOptions o = small();
-  o.step_deadline_seconds = 0.2;
+  o.step_deadline_seconds = 0.2 * kSlowFactor;
   FakeGroupOptions f;
   f.fate = [](uint32_t epoch, uint64_t step) { return epoch == 1 && step == 8 ? Fate::hangs : Fate::fine; };
   Served s(o, std::move(f));
   const auto sink = s.submit(request("h", 20, 100));
   ASSERT_TRUE(sink->wait());
   EXPECT_EQ(sink->last().error->code, Code::unavailable);
-  ASSERT_TRUE(s.engine.wait_for(EngineState::serving, milliseconds(5000)));
+  ASSERT_TRUE(s.engine.wait_for(EngineState::serving, limit(5000)));
   EXPECT_EQ(s.group.kills, 1);
   EXPECT_EQ(s.engine.epoch(), 2u);
 }
@@ -265,7 +265,7 @@ TEST(Engine, NonsenseEndsTheEpoch) {
   ASSERT_TRUE(sink->wait());
   EXPECT_EQ(sink->last().error->code, Code::unavailable);
   EXPECT_EQ(s.engine.last_error()->code, Code::internal);
-  ASSERT_TRUE(s.engine.wait_for(EngineState::serving, milliseconds(5000)));
+  ASSERT_TRUE(s.engine.wait_for(EngineState::serving, limit(5000)));
   EXPECT_EQ(s.group.kills, 1);
 }
 
@@ -283,7 +283,7 @@ TEST(Engine, RetriesLoadingUntilItWorks) {
   });
   EXPECT_THROW(engine.submit(request("early"), std::make_shared<FakeSink>()), Error);
   engine.start();
-  ASSERT_TRUE(engine.wait_for(EngineState::serving, milliseconds(10000)));
+  ASSERT_TRUE(engine.wait_for(EngineState::serving, limit(10000)));
   EXPECT_EQ(engine.epoch(), 4u);
   EXPECT_EQ(engine.ranks().size(), 1u);
   std::lock_guard lock(mutex);
@@ -297,10 +297,10 @@ TEST(Engine, StaysLostWhenItCannotRestart) {
   f.fate = [](uint32_t, uint64_t step) { return step == 3 ? Fate::fails : Fate::fine; };
   Served s(small(), std::move(f));
   ASSERT_TRUE(s.submit(request("z", 20, 100))->wait());
-  ASSERT_TRUE(s.engine.wait_for(EngineState::lost, milliseconds(1000)));
+  ASSERT_TRUE(s.engine.wait_for(EngineState::lost, limit(1000)));
   EXPECT_EQ(s.refusal(request("y")), Code::unavailable);
   s.engine.drain();
-  EXPECT_TRUE(s.engine.wait_for(EngineState::stopped, milliseconds(1000)));
+  EXPECT_TRUE(s.engine.wait_for(EngineState::stopped, limit(1000)));
 }
 
 TEST(Engine, DrainFinishesWhatWasAccepted) {
@@ -309,7 +309,7 @@ TEST(Engine, DrainFinishesWhatWasAccepted) {
   for (int i = 0; i < 8; ++i) sinks.push_back(s.submit(request("d" + std::to_string(i))));
   s.engine.drain();
   EXPECT_EQ(s.refusal(request("new")), Code::unavailable);
-  EXPECT_TRUE(s.engine.wait_for(EngineState::stopped, milliseconds(20000)));
+  EXPECT_TRUE(s.engine.wait_for(EngineState::stopped, limit(20000)));
   for (auto& sink : sinks) {
     ASSERT_TRUE(sink->ended());
     EXPECT_EQ(sink->last().finish, FinishReason::length);
@@ -409,7 +409,7 @@ TEST(Engine, CostOfAToken) {
   MeasuredGroup group(o, std::move(f));
   Engine engine(o, group);
   engine.start();
-  ASSERT_TRUE(engine.wait_for(EngineState::serving, milliseconds(20000)));
+  ASSERT_TRUE(engine.wait_for(EngineState::serving, limit(20000)));
   std::vector<std::shared_ptr<FakeSink>> sinks;
   for (int i = 0; i < 32; ++i) {
     sinks.push_back(std::make_shared<FakeSink>());
@@ -417,7 +417,7 @@ TEST(Engine, CostOfAToken) {
   }
   size_t tokens = 0;
   for (auto& sink : sinks) {
-    ASSERT_TRUE(sink->wait(milliseconds(120000)));
+    ASSERT_TRUE(sink->wait(limit(120000)));
     tokens += sink->ids().size();
   }
   const double cost = group.seconds() / static_cast<double>(tokens);
