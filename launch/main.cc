@@ -3,12 +3,11 @@
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <string_view>
 
 #include "kernels/base/error.h"
 #include "launch/commands/commands.h"
 #include "launch/signals.h"
+#include "sharding/comm/comms.h"
 
 namespace {
 
@@ -36,8 +35,7 @@ int main(int argc, char** argv) {
     } catch (const CLI::Success& success) {  // --help, --version
       return app.exit(success);
     } catch (const CLI::ParseError& error) {
-      const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");  // MPI is not started for this
-      if (rank != nullptr && std::string_view(rank) != "0") tandem::set_error_reporting(false);
+      if (tandem::rank_under_mpirun() > 0) tandem::set_error_reporting(false);
       return report("command line: " + std::string(error.what()) + " (see tandem --help)", 2);
     }
     spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));

@@ -11,6 +11,8 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <mutex>
 #include <sstream>
 #include <thread>
@@ -62,6 +64,28 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
   return result;
 }
 
+void add_descendants(pid_t root, std::vector<pid_t>& found) {
+  const std::filesystem::path tasks = "/proc/" + std::to_string(root) + "/task";
+  std::error_code gone;
+  for (const auto& task : std::filesystem::directory_iterator(tasks, gone)) {
+    std::ifstream children(task.path() / "children");
+    for (pid_t child = 0; children >> child;) {
+      found.push_back(child);
+      add_descendants(child, found);
+    }
+  }
+}
+
+// Ranks have process groups of their own. One that has started and does not ask for its parent's death signal yet would live on without
+// mpirun, so all are killed by name, while mpirun is held so that it starts no more.
+void kill_tree(pid_t root) {
+  ::kill(root, SIGSTOP);
+  std::vector<pid_t> below;
+  add_descendants(root, below);
+  for (const pid_t pid : below) ::kill(pid, SIGKILL);
+  ::kill(-root, SIGKILL);
+}
+
 class MpirunLauncher final : public Launcher {
  public:
   explicit MpirunLauncher(MpirunOptions options) : options_(std::move(options)), thread_([this] { live(); }) {}
@@ -93,7 +117,7 @@ class MpirunLauncher final : public Launcher {
     std::unique_lock lock(mutex_);
     ended_ = nullptr;
     wanted_ = false;
-    if (child_ > 0) ::kill(-child_, SIGKILL);
+    if (child_ > 0) kill_tree(child_);
     changed_.wait(lock, [this] { return child_ == 0; });
   }
   bool can_restart() const override { return true; }

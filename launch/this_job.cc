@@ -35,7 +35,7 @@ RemoteWorkerOptions dial(const Notice& notice, int rank) {
   options.epoch = notice.epoch;
   options.rank = rank;
   options.build = build_id();
-  options.lease_seconds = 2 * kSlowFactor;
+  options.lease_seconds = 1.5 * kSlowFactor;
   return options;
 }
 
@@ -53,7 +53,7 @@ class JobLauncher final : public Launcher {
     tell(job_, notice);
     thread_ = std::thread([this, notice, ended = std::move(ended)] {
       try {
-        run_worker(dial(notice, job_.world.rank), std::move(job_.communicator), [](const Error&) {});
+        run_worker(dial(notice, job_.world.rank), [this] { return std::move(job_.communicator); }, [](const Error&) {});
       } catch (const Error& error) {
         ended(error);
       }
@@ -91,7 +91,7 @@ int work_in_job(ThisJob job) {
   tell(job, notice);
   if (notice.exit_code >= 0) return notice.exit_code;
   const int rank = job.world.rank;
-  run_worker(dial(notice, rank), std::move(job.communicator), [](const Error&) { _exit(1); });
+  run_worker(dial(notice, rank), [&job] { return std::move(job.communicator); }, [](const Error&) { _exit(1); });
   return 0;
 }
 

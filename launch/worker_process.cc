@@ -38,9 +38,11 @@ WorkerTerms worker_terms_from_json(const std::string& text) {
   return t;
 }
 
-void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator> communicator, const std::function<void(const Error&)>& on_lost) {
+void run_worker(const RemoteWorkerOptions& options, const std::function<std::unique_ptr<Communicator>()>& communicator,
+                const std::function<void(const Error&)>& on_lost) {
   auto held = std::make_shared<Held>();
   const LoadWorker load = [&, held](const WelcomeTerms& welcome, Rendezvous&, WorkerCallbacks callbacks) {
+    auto shared = std::make_shared<std::unique_ptr<Communicator>>(communicator());
     const WorkerTerms terms = worker_terms_from_json(welcome.options);
     held->plan = plan_from_json(nlohmann::json::parse(welcome.plan), "plan");
     held->blueprint = make_blueprint(terms.model.model, {terms.model.format, terms.model.double_quant}, arithmetic_of(terms.model, false));
@@ -71,10 +73,7 @@ void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator
       }
     };
     std::function<std::unique_ptr<Communicator>()> take;
-    if (held->plan.mesh.size() > 1) {
-      auto shared = std::make_shared<std::unique_ptr<Communicator>>(std::move(communicator));
-      take = [shared] { return std::move(*shared); };
-    }
+    if (held->plan.mesh.size() > 1) take = [shared] { return std::move(*shared); };
     LoadedWorker result;
     result.worker = make_local_worker(worker_settings(settings, options.rank, take), std::move(callbacks));
     loaded->get_future().get();

@@ -19,7 +19,9 @@ struct WorkerTerms {
 std::string to_json(const WorkerTerms& terms);
 WorkerTerms worker_terms_from_json(const std::string& text);
 
-// Blocks until the coordinator says it is over. `on_lost` as in run_remote_worker.
-void run_worker(const RemoteWorkerOptions& options, std::unique_ptr<Communicator> communicator, const std::function<void(const Error&)>& on_lost);
+// Blocks until the coordinator says it is over. `communicator` is called once, on this thread, when the coordinator has answered: what goes
+// wrong in it, a silent wait included, the coordinator learns. `on_lost` as in run_remote_worker.
+void run_worker(const RemoteWorkerOptions& options, const std::function<std::unique_ptr<Communicator>()>& communicator,
+                const std::function<void(const Error&)>& on_lost);
 
 }  // namespace tandem

@@ -66,6 +66,7 @@ struct Epoch {
   std::vector<char> joined, ready, dead;
   std::vector<RankInfo> infos;
   Time began = std::chrono::steady_clock::now();
+  std::optional<Time> first_joined;
   std::atomic<bool> over{false};  // no more events
 };
 
@@ -213,6 +214,7 @@ void ControlServer::Core::hello(Link& link, const wire::Hello& hello) {
     if (hello.rank() < 0 || hello.rank() >= now->terms.ranks) return refuse(grpc::StatusCode::INVALID_ARGUMENT, "no such rank");
     if (now->joined[rank]) return refuse(grpc::StatusCode::ALREADY_EXISTS, "this rank has joined already");
     now->joined[rank] = 1;
+    if (!now->first_joined) now->first_joined = std::chrono::steady_clock::now();
     if (now->terms.build.empty() || hello.build() == now->terms.build) {
       link.epoch = now;
       link.rank = hello.rank();
@@ -344,11 +346,15 @@ void ControlServer::Core::look(Time now) {
                             Error(Code::unavailable, "heartbeat", "none for " + std::to_string(static_cast<int>(silence * 1000)) + " ms"));
       }
     }
-    if (current && !current->over && Seconds(now - current->began).count() > options.join_seconds) {
+    const auto late = [&](Time since, double seconds) { return Seconds(now - since).count() > seconds; };
+    const auto time_is_up = [&] {
+      return late(current->began, options.join_seconds) || (current->first_joined && late(*current->first_joined, options.straggle_seconds));
+    };
+    if (current && !current->over && time_is_up()) {
       for (int rank = 0; rank < current->terms.ranks; ++rank) {
         if (!current->joined[static_cast<size_t>(rank)]) {
           silent.emplace_back(rank, Error(Code::unavailable, "control stream",
-                                          "the rank did not join within " + std::to_string(static_cast<int>(options.join_seconds)) + " s"));
+                                          "the rank did not join within " + std::to_string(static_cast<int>(Seconds(now - current->began).count())) + " s"));
         }
       }
     }

@@ -22,6 +22,7 @@ struct ControlOptions {
   double heartbeat_seconds = 0.2;
   double lease_seconds = 1 * kSlowFactor;  // silence that means death, after Hello
   double join_seconds = 60 * kSlowFactor;  // from expect() to the last Hello
+  double straggle_seconds = 10 * kSlowFactor;  // from the first Hello to the last: a launcher starts all ranks at about the same time
   uint64_t max_message_bytes = 64 << 20;   // results come in parts below it
 };
 

@@ -30,11 +30,11 @@ int work(const Options& o) {
   options.build = build_id();
   unsetenv("TANDEM_SECRET");
   die_with_parent();
-  ThisJob job = join_job();
   set_error_reporting(false);
   options.address = reachable_address(o.control, options.connect_seconds);
-  options.rank = job.world.rank;
-  run_worker(options, std::move(job.communicator), [](const Error&) { _exit(kLostExit); });
+  options.rank = rank_under_mpirun();
+  // MPI starts after the coordinator has been told who is here: whoever stops or dies while the others wait for it in MPI_Init is missed.
+  run_worker(options, [] { return join_job().communicator; }, [](const Error&) { _exit(kLostExit); });
   finalize_mpi();
   return 0;
 }

@@ -24,6 +24,7 @@ std::vector<std::unique_ptr<Communicator>> make_inproc(int size);
 // The ranks of the MPI job; the process must be under mpirun. init_mpi() once before, in any thread; one thread at a time may use it.
 struct MpiWorld { int rank = 0, size = 1, local_rank = 0, local_size = 1; };
 bool under_mpirun();      // by the launcher's environment, without initialising MPI
+int rank_under_mpirun();  // likewise; -1: under no mpirun
 MpiWorld init_mpi();
 void finalize_mpi();      // orderly end; never after an abort
 [[noreturn]] void abort_mpi(int exit_code);  // ends the whole job at once

@@ -264,6 +264,11 @@ bool under_mpirun() {
   return size != nullptr && *size != '\0';
 }
 
+int rank_under_mpirun() {
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  return under_mpirun() && rank != nullptr ? std::atoi(rank) : -1;
+}
+
 MpiWorld init_mpi() {
   int initialised = 0;
   MPI_Initialized(&initialised);

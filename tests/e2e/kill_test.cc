@@ -173,7 +173,11 @@ std::vector<Case> cases(Way way, std::vector<When> times) {
   std::vector<Case> all;
   for (const When when : times) {
     for (const Blow blow : {Blow::kill, Blow::stop, Blow::exit}) {
-      for (const int rank : {0, 1}) all.push_back({way, rank, blow, when});
+      for (const int rank : {0, 1}) {
+        // Before rank 0 has spoken over MPI nobody can tell that it is stopped: the others would wait for a slow one just so.
+        if (way == Way::plain_mpirun && when == When::load && blow == Blow::stop && rank == 0) continue;
+        all.push_back({way, rank, blow, when});
+      }
     }
   }
   return all;
