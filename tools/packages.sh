@@ -12,6 +12,7 @@ packages=(
   nlohmann-json3-dev libcli11-dev libspdlog-dev                            # JSON, command line, log
   libpcre2-dev libicu-dev  # tokenizer expressions, Unicode normal forms
   libgtest-dev libgmock-dev libbenchmark-dev                               # tests and benchmarks
+  clang libclang-rt-14-dev # fuzz targets
   python3 python3-pip unzip ca-certificates                                # fetches the example model; layer check
 )
 missing=()
