@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the project needs from Debian 12, and why. Prints what is missing; with --install, installs it.
+# What the project needs from Debian 12, and why. Prints what is missing; with --install, installs it. A second word, fuzz, adds clang.
 set -euo pipefail
 packages=(
   build-essential          # C++20 compiler (gcc 12) and libc headers
@@ -11,10 +11,10 @@ packages=(
   libhwy-dev               # portable vector code
   nlohmann-json3-dev libcli11-dev libspdlog-dev                            # JSON, command line, log
   libpcre2-dev libicu-dev  # tokenizer expressions, Unicode normal forms
-  libgtest-dev libgmock-dev libbenchmark-dev                               # tests and benchmarks
-  clang libclang-rt-14-dev # fuzz targets
+  libgtest-dev libgmock-dev iproute2                                       # tests; iproute2: two hosts on one machine
   python3 python3-pip unzip ca-certificates                                # fetches the example model; layer check
 )
+[ "${2:-}" = fuzz ] && packages+=(clang libclang-rt-14-dev)  # libFuzzer
 missing=()
 for package in "${packages[@]}"; do
   status=$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null || true)
