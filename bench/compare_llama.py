@@ -108,7 +108,7 @@ def serve(args):
         time.sleep(1)
         llama_round(port, 1, 8, 20, 0, 999)
         for repeat in range(args.repeat):
-            out, others = run([os.path.join(os.path.dirname(args.tandem), "bench/serve_bench"), address, "8", "128", "20", "344", str(repeat * 10 + 1)])
+            out, others = run([os.path.join(os.path.dirname(os.path.abspath(args.tandem)), "bench/serve_bench"), address, "8", "128", "20", "344", str(repeat * 10 + 1)])
             mine = [json.loads(line) for line in out.splitlines()]
             before, started = cpu_busy(), time.time()
             theirs = [llama_round(port, 8, 128, 20, 0, repeat * 10 + 1), llama_round(port, 8, 128, 20, 344, repeat * 10 + 2)]
