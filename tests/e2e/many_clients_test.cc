@@ -59,9 +59,10 @@ struct Question {
   std::vector<int32_t> prompt;
   int32_t max_tokens = 0;
 };
-Question question(int i) {  // of every length: a token, parts of a page, several pages
+constexpr int kQuestions = 16;
+Question question(int i) {  // one of kQuestions, of every length: a token, parts of a page, several pages
   constexpr int kPrompt[] = {1, 3, 17, 63, 64, 65, 100, 150}, kAnswer[] = {1, 2, 30, 64, 90, 7, 100, 50};
-  return {some_ids(kPrompt[i % 8], static_cast<uint32_t>(i % 16)), kAnswer[(i / 2) % 8]};
+  return {some_ids(kPrompt[i % 8], static_cast<uint32_t>(i % kQuestions)), kAnswer[(i / 2) % 8]};
 }
 
 // 64 clients; returns how many answers were compared.
@@ -101,7 +102,7 @@ int one_round(const Serving& server, const std::map<int, std::vector<int32_t>>& 
     ASSERT_FALSE(ended.error) << ended.message;
     EXPECT_EQ(ended.end.reason, FinishReason::length);
     EXPECT_EQ(ended.end.completion_tokens, static_cast<int32_t>(ended.ids.size()));
-    EXPECT_EQ(ended.ids, alone.at(i));
+    EXPECT_EQ(ended.ids, alone.at(i % kQuestions));
     ++compared;
   };
   for (int i = 0; i < kClients; ++i) {
@@ -125,7 +126,7 @@ int one_round(const Serving& server, const std::map<int, std::vector<int32_t>>& 
 
 std::map<int, std::vector<int32_t>> answers_alone(const Serving& server) {
   std::map<int, std::vector<int32_t>> alone;
-  for (int i = 0; i < 64; ++i) {
+  for (int i = 0; i < kQuestions; ++i) {
     const Question q = question(i);
     Stream stream(server.address, ask_ids(q.prompt, q.max_tokens));
     const Ended& ended = stream.ended();
@@ -150,7 +151,7 @@ TEST(ManyClients, OfEveryKindAtOnce) {
     return bytes;
   };
   std::vector<uint64_t> after;
-  for (int round = 0; round < 4; ++round) {
+  for (int round = 0; round < 3; ++round) {
     EXPECT_GE(one_round(server, alone), 40);
     EXPECT_TRUE(server.wait_idle());
     after.push_back(memory());
@@ -158,8 +159,8 @@ TEST(ManyClients, OfEveryKindAtOnce) {
   const Load load = server.load();
   EXPECT_EQ(load.kv_pages_free, before.kv_pages_total);
   // The first round fills pools and caches; from then on it stays flat.
-  EXPECT_LT(after[3], after[0] + (8 << 20)) << "MiB after each round: " << after[0] / 1048576.0 << " " << after[1] / 1048576.0 << " " << after[2] / 1048576.0
-                                            << " " << after[3] / 1048576.0;
+  constexpr double kMiB = 1 << 20;
+  EXPECT_LT(after[2], after[0] + 8 * kMiB) << "MiB after each round: " << after[0] / kMiB << " " << after[1] / kMiB << " " << after[2] / kMiB;
   EXPECT_EQ(server.ranks(), ranks);  // nothing was restarted on the way
 }
 
@@ -193,16 +194,26 @@ TEST(ManyClients, FullQueueRefusesBeforeHeaders) {
   }
   EXPECT_TRUE(refused);
 
-  // Because nothing was sent before the refusal, a client with the retry policy never sees it. Four attempts, so not too many at once.
-  ASSERT_TRUE(server.wait_idle());
-  std::vector<std::unique_ptr<Stream>> patient;
-  Stream::Options options;
-  options.retry = true;
-  for (int i = 0; i < 5; ++i) patient.push_back(std::make_unique<Stream>(server.address, ask_ids(some_ids(3, 1), 100), options));
-  for (auto& stream : patient) {
-    ASSERT_TRUE(stream->wait_end(60 * kSlowFactor));
-    EXPECT_FALSE(stream->ended().error) << stream->ended().message;
+  // Because nothing was sent before the refusal, a client with the retry policy (four attempts) never sees it.
+  bool retried = false;
+  for (int attempt = 0; attempt < 20 && !retried; ++attempt) {
+    ASSERT_TRUE(server.wait_idle());
+    std::vector<std::unique_ptr<Stream>> busy;
+    for (int i = 0; i < 3; ++i) busy.push_back(std::make_unique<Stream>(server.address, ask_ids(some_ids(3, 1), 250)));
+    if (!server.wait_load([](const Load& load) { return load.running + load.waiting == 3; }, 0.5 * kSlowFactor)) continue;
+    Stream::Options options;
+    options.retry = true;
+    Stream patient(server.address, ask_ids({1, 2, 3}, 4), options);
+    ASSERT_TRUE(patient.wait_end(60 * kSlowFactor));
+    // Refused at first if the three were still open when it came, which the time tells: the pushback is 50 ms at least. When the queue
+    // stays full for longer than four attempts, the last refusal is what the user gets.
+    if (patient.ended().error) {
+      EXPECT_EQ(*patient.ended().error, Code::resource_exhausted) << patient.ended().message;
+    }
+    retried = !patient.ended().error && patient.ended().seconds >= 0.05;
+    for (auto& stream : busy) EXPECT_FALSE(stream->ended().error);  // to their end: the server learns from it how long answers take
   }
+  EXPECT_TRUE(retried);
 }
 
 }  // namespace
