@@ -276,18 +276,20 @@ TEST(Engine, RetriesLoadingUntilItWorks) {
   FakeGroup group(o, std::move(f));
   std::vector<EngineState> states;
   std::mutex mutex;
+  std::condition_variable changed;
   Engine engine(o, group);
   engine.on_state([&](EngineState s) {
     std::lock_guard lock(mutex);
     states.push_back(s);
+    changed.notify_all();
   });
   EXPECT_THROW(engine.submit(request("early"), std::make_shared<FakeSink>()), Error);
   engine.start();
-  ASSERT_TRUE(engine.wait_for(EngineState::serving, limit(10000)));
+  using enum EngineState;
+  std::unique_lock lock(mutex);
+  ASSERT_TRUE(changed.wait_for(lock, limit(10000), [&] { return !states.empty() && states.back() == serving; }));
   EXPECT_EQ(engine.epoch(), 4u);
   EXPECT_EQ(engine.ranks().size(), 1u);
-  std::lock_guard lock(mutex);
-  using enum EngineState;
   EXPECT_THAT(states, testing::ElementsAre(loading, lost, loading, lost, loading, lost, loading, serving));
 }
 

@@ -31,7 +31,7 @@ constexpr int kSlow = TANDEM_SLOW_FACTOR;
 #else
 constexpr int kSlow = 1;
 #endif
-constexpr milliseconds kPatience{60000};  // so that a hang is a failure
+constexpr milliseconds kPatience{60000 * kSlow};  // so that a hang is a failure
 
 struct World {
   std::string transport;
