@@ -144,7 +144,7 @@ TEST(SlowMixtral, OfEqualExpertsAnswersAsTheDenseModel) {
   const auto model = cached_model("SmolLM2-135M-MoE-8x.Q4_1.gguf");
   if (!model) GTEST_SKIP() << "SmolLM2-135M-MoE-8x.Q4_1.gguf is not in the cache (python3 tests/fixtures/make.py moe-smollm2)";
   const json cases = read_json("smollm2/expected.json")["cases"];
-  for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{{}, {"--ranks", "2"}, {"--ep", "2"}, {"--tp", "3"}}) {
+  for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{{}, {"--ranks", "2"}, {"--tp", "3"}}) {
     const Expected expected = expected_from(cases[0]);
     std::vector<std::string> words = {TANDEM_BINARY, "generate", *model, "--prompt-ids", joined(expected.prompt), "--max-tokens", "32", "--ignore-eos",
                                       "--temperature", "0", "--compute", "fp32", "--context", "256", "--json"};
