@@ -12,6 +12,7 @@
 #include "rpc/health_service.h"
 #include "rpc/listen_address.h"
 #include "rpc/service_core.h"
+#include "rpc/slow_factor.h"
 
 namespace tandem {
 namespace {
@@ -113,7 +114,8 @@ void Server::stop(double seconds) {
   while (core.shared.open_calls > 0 && Clock::now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   core.names->health.shutdown();
   // What is left is cancelled after a moment, in which the last statuses go out.
-  core.server->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(core.shared.open_calls > 0 ? 0 : 200));
+  core.server->Shutdown(std::chrono::system_clock::now() +
+                        std::chrono::milliseconds(core.shared.open_calls > 0 ? 0 : static_cast<int>(1000 * kSlowFactor)));
   core.server.reset();
   core.shared.threads.stop();
 }
