@@ -127,16 +127,14 @@ class Model {
     return static_cast<Wide>(d.free_bytes) - (keep_reserve ? static_cast<Wide>(d.reserve_bytes) : 0);
   }
 
-  // Picoseconds of one decoding step of `batch` sequences that are half way through their context; bytes when speeds are unknown. Whole
-  // numbers, so that equal splits cost exactly the same in whatever order they are summed.
+  // Picoseconds of one decoding step of `batch` sequences that are half way through their context; the bytes that it reads when speeds are
+  // unknown. Whole numbers, so that equal splits cost exactly the same in whatever order they are summed.
   double price(int group, int from, int to) const {
     const std::vector<double>& sum = known_speed_ ? picoseconds_[classes_[group]] : bytes_;
     double price = sum[to] - sum[from];
     const bool last = to == layers();
     if (known_speed_) return price + (last ? picoseconds(seconds_of(profile_.head, group, static_cast<double>(batch_), 0, kMid)) : 0);
-    if (from == 0) price += static_cast<double>(profile_.embedding.resident[0].sum());
-    if (last && !shares_head(from, to)) price += static_cast<double>(profile_.head.resident[0].sum());
-    return price;
+    return price + (last ? std::round(touched(profile_.head, static_cast<double>(batch_))) : 0);
   }
   double seconds(int group, int from, int to, double batch, double context_share, const Efficiency& efficiency) const {
     double seconds = to == layers() ? seconds_of(profile_.head, group, batch, 0, efficiency) : 0;
@@ -157,19 +155,25 @@ class Model {
   }
 
  private:
-  double seconds_of(const Piece& piece, int group, double batch, double kv_bytes, const Efficiency& efficiency) const {
+  // Weight bytes that one step of `batch` tokens reads, over the whole group.
+  static double touched(const Piece& piece, double batch) {
     double resident = 0;
     for (const Bytes& b : piece.resident) resident += static_cast<double>(b.sum());
     const double read = std::min(static_cast<double>(piece.read_bytes), resident);
     // A token reads the share r of a layer (experts); b of them together 1 - (1 - r)^b when routing is even.
-    const double touched = resident > 0 ? resident * (1 - std::pow(1 - read / resident, batch)) : 0;
-    const double memory = (touched + kv_bytes) / size_ / (bandwidth_[group] * efficiency.bandwidth);
+    return resident > 0 ? resident * (1 - std::pow(1 - read / resident, batch)) : 0;
+  }
+  double seconds_of(const Piece& piece, int group, double batch, double kv_bytes, const Efficiency& efficiency) const {
+    const double memory = (touched(piece, batch) + kv_bytes) / size_ / (bandwidth_[group] * efficiency.bandwidth);
     const double math = piece.flops * batch / size_ / flops_[group];
     return std::max(memory, math) + (device(group, 0).is_cpu ? 0 : efficiency.layer_seconds);
   }
   void reprice() {
     bytes_.assign(layers() + 1, 0);
-    for (int l = 0; l < layers(); ++l) bytes_[l + 1] = bytes_[l] + static_cast<double>(weights_[0][l + 1] - weights_[0][l] + kv(l, l + 1));
+    for (int l = 0; l < layers(); ++l) {
+      const double kv_bytes = static_cast<double>(kv(l, l + 1)) * size_ * 0.5;
+      bytes_[l + 1] = bytes_[l] + std::round(touched(profile_.layers[l], static_cast<double>(batch_)) + kv_bytes);
+    }
     picoseconds_.assign(groups(), {});
     for (int g = 0; known_speed_ && g < groups(); ++g) {
       if (classes_[g] != g) continue;
