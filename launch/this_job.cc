@@ -75,6 +75,7 @@ class JobLauncher final : public Launcher {
 ThisJob join_job() {
   ThisJob job;
   job.world = init_mpi();
+  sleep_precisely();
   job.cores = share_cores(job.world.local_rank, job.world.local_size);
   job.communicator = make_mpi();
   if (job.world.rank > 0) {

@@ -40,6 +40,8 @@ int share_cores(int local_rank, int local_size) {
 
 int threads_for(int asked, int ranks_here) { return asked > 0 ? asked : std::clamp(allowed_cores() / std::max(1, ranks_here), 1, kMostThreads); }
 
+void sleep_precisely() { prctl(PR_SET_TIMERSLACK, 1000); }
+
 void die_with_parent() {
   const pid_t parent = getppid();
   prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -8,6 +8,9 @@ namespace tandem {
 int share_cores(int local_rank, int local_size);
 int threads_for(int asked, int ranks_here);  // --threads, or the cores of this process divided by its ranks
 
+// Threads made from now on sleep to the microsecond instead of up to 50 us longer: a rank waits for its neighbour many times a token.
+void sleep_precisely();
+
 // The kernel kills this process when its parent dies; ends at once when that has happened already.
 void die_with_parent();
 

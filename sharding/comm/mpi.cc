@@ -7,7 +7,9 @@
 #include <mpi.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <climits>
 #include <condition_variable>
 #include <cstdlib>
@@ -194,7 +196,6 @@ class Mpi final : public MessageCommunicator {
   template <class Done>
   void wait(Done&& done) {
     const auto start = Clock::now();
-    auto nap = kFirstNap;
     for (;;) {
       {
         const std::lock_guard lock(mpi_mutex);
@@ -207,8 +208,8 @@ class Mpi final : public MessageCommunicator {
         if (crowded_ || waited > kAlone) sched_yield();
         continue;
       }
-      std::this_thread::sleep_for(nap);
-      nap = std::min(nap * 5 / 4, kLongestNap);
+      // A sixteenth of the wait so far: what is lost by oversleeping stays a small part of it.
+      std::this_thread::sleep_for(std::clamp(std::chrono::duration_cast<microseconds>(waited / 16), kFirstNap, kLongestNap));
     }
   }
 
