@@ -108,14 +108,13 @@ def serve(args):
         time.sleep(1)
         llama_round(port, 1, 8, 20, 0, 999)
         for repeat in range(args.repeat):
-            out, others = run([os.path.join(os.path.dirname(os.path.abspath(args.tandem)), "bench/serve_bench"), address, "8", "128", "20", "344", str(repeat * 10 + 1)])
+            out, _ = run([os.path.join(os.path.dirname(os.path.abspath(args.tandem)), "bench/serve_bench"), address, "8", "128", "20", "344", str(repeat * 10 + 1)])
             mine = [json.loads(line) for line in out.splitlines()]
-            before, started = cpu_busy(), time.time()
             theirs = [llama_round(port, 8, 128, 20, 0, repeat * 10 + 1), llama_round(port, 8, 128, 20, 344, repeat * 10 + 2)]
             for name, a, b in zip(("8 streams", "8 streams + 344-token prompt"), mine, theirs):
                 print(f"{name:28} tandem {a['tokens_per_second']:7.1f} tok/s ttft {a['ttft_median'] * 1e3:6.0f} ms gap p99 {a['gap_p99'] * 1e3:6.1f} worst {a['gap_worst'] * 1e3:6.1f} ms | "
                       f"llama-server {b['tokens_per_second']:7.1f} tok/s ttft {b['ttft_median'] * 1e3:6.0f} ms gap p99 {b['gap_p99'] * 1e3:6.1f} worst {b['gap_worst'] * 1e3:6.1f} ms | "
-                      f"ratio {a['tokens_per_second'] / b['tokens_per_second']:.2f}  others {others:.2f} cores", flush=True)
+                      f"ratio {a['tokens_per_second'] / b['tokens_per_second']:.2f}", flush=True)
     finally:
         for process in (llama, ours):
             process.terminate()
