@@ -105,6 +105,7 @@ TEST_P(RankOfServe, ComesBack) {
   }
   const std::vector<pid_t> before = c.when == When::load ? std::vector<pid_t>{} : server.ranks();
   auto streams = this->streams(server);
+  server.health->forget();
 
   const pid_t victim = c.when == When::load ? early_worker(server, c.rank, 2) : before.at(static_cast<size_t>(c.rank));
   std::vector<ProcessHandle> old;

@@ -1,10 +1,12 @@
 #include "tests/e2e/serving.h"
 
 #include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <random>
@@ -92,6 +94,11 @@ bool HealthWatch::wait(bool serving, double seconds) {
   });
 }
 
+void HealthWatch::forget() {
+  const std::lock_guard lock(core_->mutex);
+  core_->looked = core_->seen.size();
+}
+
 // ---- Serving
 
 namespace {
@@ -112,6 +119,10 @@ Serving::Serving(Way way, int ranks, const std::string& model, const std::vector
     : way(way), process(serve_words(way, ranks, model, more), environment) {
   address = process.line("listening on ", 30 * kSlowFactor).value_or("");
   if (!address.empty()) health = std::make_unique<HealthWatch>(address);
+}
+
+Serving::~Serving() {
+  if (testing::Test::HasFailure()) std::fprintf(stderr, "the server said:\n%s", process.err().c_str());
 }
 
 bool Serving::wait_serving(double seconds) { return health && health->wait(true, seconds); }

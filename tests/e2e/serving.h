@@ -31,6 +31,7 @@ class HealthWatch {
   ~HealthWatch();
   // Waits for this state; a state that came and went since the last call counts. False: too late.
   bool wait(bool serving, double seconds);
+  void forget();  // what came until now: only the present state and later ones count
 
  private:
   struct Core;
@@ -41,6 +42,8 @@ class Serving {
  public:
   // Returns when it says where it listens, or has ended: address is empty then. `more`: options behind the usual ones.
   Serving(Way way, int ranks, const std::string& model, const std::vector<std::string>& more = {}, const std::vector<std::string>& environment = {});
+
+  ~Serving();  // after a failure: tells what the server said
 
   bool wait_serving(double seconds = 60 * kSlowFactor);
   Client client(bool retry = false) const { return Client(address, {.connect_seconds = 5 * kSlowFactor, .retry = retry}); }
