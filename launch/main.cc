@@ -18,6 +18,30 @@ int report(const std::string& line, int code) {
   return code;
 }
 
+// The parser's message as one of ours: the option first, then what would be right.
+std::string described(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<CLI::App*> parsed = const_cast<CLI::App&>(app).get_subcommands();
+  const CLI::App& command = parsed.empty() ? app : *parsed.front();
+  const std::string hint = "see tandem " + (parsed.empty() ? std::string() : command.get_name() + " ") + "--help";
+  std::string text = error.what();
+  constexpr std::string_view kConversion = "Could not convert: ";
+  if (text.starts_with(kConversion)) {
+    const size_t equals = text.find(" = ");
+    const std::string name = text.substr(kConversion.size(), equals - kConversion.size());
+    const CLI::Option* option = command.get_option_no_throw(name);
+    const std::string type = option != nullptr ? option->get_type_name() : "";
+    const std::string right = type.starts_with("FLOAT") ? "a number" : type.starts_with("UINT") ? "a whole number, 0 or more" : "a whole number of 32 bits";
+    return name + ": is " + (equals == std::string::npos ? "not understood" : text.substr(equals + 3)) + " (must be " + right + ")";
+  }
+  if (text.starts_with("A subcommand")) return "command line: names no command (" + hint + ")";
+  if (const size_t at = text.find(" is required"); at != std::string::npos) return text.substr(0, at) + ": is missing (" + hint + ")";
+  if (text.ends_with(")")) return text;
+  const bool names_it = text.starts_with("-") || text.starts_with("HOST:PORT: ") || text.starts_with("MODEL: ");
+  return (names_it ? "" : "command line: ") + text + " (" + hint + ")";
+}
+
+int output_failed() { return report(std::string("standard output: cannot be written (") + std::strerror(errno) + ")", 1); }
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -33,15 +57,19 @@ int main(int argc, char** argv) {
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& success) {  // --help, --version
-      return app.exit(success);
+      const int code = app.exit(success);
+      return std::cout.flush() ? code : output_failed();
     } catch (const CLI::ParseError& error) {
       if (tandem::rank_under_mpirun() > 0) tandem::set_error_reporting(false);
-      return report("command line: " + std::string(error.what()) + " (see tandem --help)", 2);
+      return report(described(app, error), 2);
     }
     spdlog::set_default_logger(spdlog::stderr_color_mt("tandem"));
     spdlog::set_level(spdlog::level::from_str(level == "warning" ? "warn" : level == "error" ? "err" : level));
     for (tandem::Command& command : commands) {
-      if (command.app->parsed()) return command.run();
+      if (!command.app->parsed()) continue;
+      if (!command.on_every_rank && tandem::rank_under_mpirun() > 0) return 0;
+      const int code = command.run();
+      return std::fflush(stdout) == 0 && std::ferror(stdout) == 0 ? code : output_failed();
     }
     return report("command line: no command (see tandem --help)", 2);
   } catch (const tandem::Error& error) {

@@ -1,14 +1,30 @@
 #include "launch/options.h"
 
-#include <fstream>
+#include <charconv>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "kernels/base/error.h"
 #include "launch/help.h"
+#include "launch/text_file.h"
 #include "runtime/model/checkpoint/config.h"
 
 namespace tandem {
+namespace {
+
+constexpr size_t kMostChatBytes = 64 << 20;
+
+CLI::Validator seed_number() {
+  const auto check = [](const std::string& text) -> std::string {
+    uint64_t seed = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+    if (error == std::errc() && end == text.data() + text.size()) return "";
+    return "is " + text + " (must be a whole number from 0 to " + std::to_string(UINT64_MAX) + ")";
+  };
+  return {check, ""};
+}
+
+}  // namespace
 
 void add_options(CLI::App& app, ModelOptions& o) {
   app.add_option("MODEL", o.model, "Hugging Face directory, .gguf file, config.json or preset:NAME")->required();
@@ -46,8 +62,8 @@ void add_options(CLI::App& app, BudgetOptions& o) {
 
 void add_options(CLI::App& app, PromptOptions& o) {
   app.add_option("--prompt", o.prompt, "text to continue")->each([&o](const std::string&) { o.has_prompt = true; });
-  app.add_option("--prompt-ids", o.prompt_ids, "token ids to continue, nothing added: 1,2,3");
-  app.add_option("--chat", o.chat_file, "JSON file of messages: [{\"role\": \"user\", \"content\": \"...\"}]");
+  app.add_option("--prompt-ids", o.prompt_ids, "token ids to continue, nothing added: 1,2,3")->each([&o](const std::string&) { o.has_ids = true; });
+  app.add_option("--chat", o.chat_file, "JSON file of messages: [{\"role\": \"user\", \"content\": \"...\"}]")->each([&o](const std::string&) { o.has_chat = true; });
   app.add_option("--system", o.system, "system message; the prompt becomes a user message");
   add_sampling_options(app, o.ask);
 }
@@ -65,7 +81,7 @@ void add_sampling_options(CLI::App& app, Ask& a) {
   app.add_option("--max-tokens", a.max_tokens, "tokens to generate (default: what the context leaves)");
   app.add_option("--min-tokens", a.min_tokens, "tokens before an end token may come")->group(kMore);
   app.add_flag("--ignore-eos", a.ignore_eos, "go on after the model's end token")->group(kMore);
-  app.add_option("--seed", a.seed, "of the random draws (default: a new one, reported)");
+  app.add_option("--seed", a.seed, "of the random draws (default: a new one, reported)")->check(seed_number());
   app.add_option("--logprobs", a.logprobs, "report log-probabilities of the chosen and the K best tokens")->group(kMore);
 }
 
@@ -97,21 +113,30 @@ Arithmetic arithmetic_of(const ModelOptions& o, bool on_gpu) {
 
 std::vector<int32_t> parse_ids(const std::string& text, const std::string& option) {
   std::vector<int32_t> ids;
-  std::stringstream parts(text);
-  std::string part;
-  while (std::getline(parts, part, ',')) {
-    size_t end = 0;
-    long long value = -1;
-    try {
-      value = std::stoll(part, &end);
-    } catch (const std::exception&) {
-      end = 0;
-    }
-    if (end == 0 || end != part.size() || value < 0 || value > INT32_MAX) bad_input(option, "holds '" + part + "' (must be token ids, 1,2,3)");
-    ids.push_back(static_cast<int32_t>(value));
+  if (text.empty()) bad_input(option, "is empty (must be token ids, 1,2,3)");
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    std::string part = text.substr(begin, end - begin);
+    begin = end + 1;
+    part.erase(0, part.find_first_not_of(' '));
+    int32_t id = -1;
+    const auto [last, error] = std::from_chars(part.data(), part.data() + part.size(), id);
+    if (error != std::errc() || last != part.data() + part.size() || id < 0) bad_input(option, "holds '" + part.substr(0, 40) + "' (must be token ids, 1,2,3)");
+    ids.push_back(id);
   }
-  if (ids.empty()) bad_input(option, "is empty (must be token ids, 1,2,3)");
   return ids;
+}
+
+CLI::Validator between(double least, double most) {
+  const auto check = [least, most](const std::string& text) -> std::string {
+    char* end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    if (!text.empty() && *end == '\0' && value >= least && value <= most) return "";
+    char range[80];
+    std::snprintf(range, sizeof range, " (must be a number from %g to %g)", least, most);
+    return "is " + text + range;
+  };
+  return {check, ""};
 }
 
 Objective parse_objective(const std::string& text) {
@@ -123,23 +148,20 @@ Objective parse_objective(const std::string& text) {
 
 Ask ask_of(const PromptOptions& o) {
   Ask ask = o.ask;
-  const int given = o.has_prompt + !o.prompt_ids.empty() + !o.chat_file.empty();
+  const int given = o.has_prompt + o.has_ids + o.has_chat;
   if (given != 1) bad_input("--prompt", given == 0 ? "is missing (one of --prompt, --prompt-ids, --chat)" : "is given twice (one of --prompt, --prompt-ids, --chat)");
-  if (!o.prompt_ids.empty()) {
+  if (o.has_ids) {
+    if (!o.system.empty()) bad_input("--system", "is given together with --prompt-ids (it goes with --prompt or --chat)");
     ask.input = parse_ids(o.prompt_ids, "--prompt-ids");
-  } else if (!o.chat_file.empty()) {
-    std::ifstream file(o.chat_file);
-    if (!file) bad_input("--chat", "cannot read " + o.chat_file + " (must be a JSON file of messages)");
-    std::stringstream text;
-    text << file.rdbuf();
-    nlohmann::json chat = parse_json(text.str(), o.chat_file);
+  } else if (o.has_chat) {
+    nlohmann::json chat = parse_json(read_text_file(o.chat_file, kMostChatBytes), o.chat_file);
     ChatInput input;
     if (chat.is_object()) {
       if (!chat.contains("messages")) bad_input(o.chat_file, "has no messages (must be a list, or {\"messages\": [], \"tools\": []})");
       if (chat.contains("tools") && !chat["tools"].empty()) input.tools_json = chat["tools"].dump();
       chat = chat["messages"];
     }
-    if (!chat.is_array()) bad_input(o.chat_file, "is not a list of messages");
+    if (!chat.is_array()) bad_input(o.chat_file, "is not a list of messages (such as [{\"role\": \"user\", \"content\": \"Hi\"}])");
     if (!o.system.empty()) chat.insert(chat.begin(), {{"role", "system"}, {"content", o.system}});
     input.messages_json = chat.dump();
     ask.input = std::move(input);

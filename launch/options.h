@@ -34,7 +34,7 @@ struct BudgetOptions {
 };
 struct PromptOptions {          // prompt and sampling, as generate and client take them
   std::string prompt, prompt_ids, chat_file, system;
-  bool has_prompt = false;
+  bool has_prompt = false, has_ids = false, has_chat = false;  // given, be it empty
   Ask ask;                      // sampling and stopping fields filled by the parser
 };
 struct OutputOptions { bool json = false; };
@@ -50,6 +50,8 @@ void add_sampling_options(CLI::App& app, Ask& ask);  // sampling and stopping al
 Arithmetic arithmetic_of(const ModelOptions& options, bool on_gpu);
 Ask ask_of(const PromptOptions& options);                       // reads --chat's file, parses --prompt-ids
 std::vector<int32_t> parse_ids(const std::string& text, const std::string& option);
+// For an option's value that is a number, infinities and NaN refused.
+CLI::Validator between(double least, double most);
 Objective parse_objective(const std::string& text);
 
 }  // namespace tandem

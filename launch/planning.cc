@@ -94,6 +94,7 @@ Workload workload_for(const PlanRequest& request, const ModelShape& shape) {
   check_range("--max-batch", size.max_batch, 0, 4096);
   check_range("--chunk", size.chunk, 1, 65536);
   check_range("--page", size.page, 1, 4096);
+  check_range("--max-queue", size.max_queue, 0, 100000);
   workload.context = size.context > 0 ? size.context : std::min(shape.context, 4096);
   workload.batch = size.max_batch > 0 ? size.max_batch : request.default_batch;
   workload.chunk = size.chunk;
@@ -121,6 +122,18 @@ Plan plan_from_file(const Blueprint& blueprint, const PlanRequest& request) {
   same_number("stages", "--tp", plan.mesh.tp, request.place.tp);
   same_number("stages", "--ep", plan.mesh.ep, request.place.ep);
   same_number("devices", "--ranks", plan.mesh.size(), request.place.ranks);
+  const std::vector<KvGroup>& groups = blueprint.model->kv_groups;
+  const int64_t whole = (plan.workload.context + plan.workload.page_tokens - 1) / plan.workload.page_tokens * int64_t{plan.workload.batch};
+  for (size_t group = 0; group < std::max(groups.size(), plan.kv_pages.size()); ++group) {
+    const bool windowed = group < groups.size() && groups[group].window > 0;
+    const bool there = group < groups.size() && group < plan.kv_pages.size();
+    if (there && (plan.kv_pages[group] == whole || (windowed && plan.kv_pages[group] < whole))) continue;
+    bad_input(file + ": kv_pages", "is " + nlohmann::json(plan.kv_pages).dump() + " (must be " + std::to_string(whole) + " for each of " +
+                                       std::to_string(groups.size()) + " groups of layers: batch x pages of the context)");
+  }
+  for (const PlanDevice& device : plan.devices) {
+    if (!device.id.starts_with("cpu")) bad_input(file + ": devices", "places layers on device " + device.id + ", which this build cannot run on (only cpu)");
+  }
   return plan;
 }
 
@@ -147,7 +160,7 @@ bool plans_for_gpus(const PlanRequest& request) { return request.place.plan_file
 
 void require_fits(const Plan& plan) {
   if (plan.verdict != Verdict::no) return;
-  bad_input(plan.model_name, "does not fit: " + (plan.reason.empty() ? "no device has room for it" : plan.reason));
+  bad_input(plan.model_name, "does not fit: " + (plan.reason.empty() ? "no device has room for it" : plan.reason) + " (tandem plan says what would help)");
 }
 
 }  // namespace tandem

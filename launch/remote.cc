@@ -2,13 +2,18 @@
 
 #include <cstdio>
 
+#include "launch/options.h"
+#include "rpc/listen_address.h"
+
 namespace tandem {
 
 void add_options(CLI::App& app, RemoteOptions& o) {
   app.add_option("HOST:PORT", o.address, "the server")->capture_default_str();
-  app.add_option("--connect-seconds", o.connect_seconds, "how long to wait for the server")->capture_default_str()->check(CLI::Range(0.0, 1e6));
-  app.add_option("--deadline-seconds", o.deadline_seconds, "give an answer up after this (default: a day)")->check(CLI::Range(0.0, 1e6));
+  app.add_option("--connect-seconds", o.connect_seconds, "how long to wait for the server")->capture_default_str()->check(between(0, 1e6));
+  app.add_option("--deadline-seconds", o.deadline_seconds, "give an answer up after this (default: a day)")->check(between(0, 1e6));
 }
+
+void check_address(const RemoteOptions& o) { (void)split_address(o.address, "HOST:PORT"); }
 
 void print_status(const Error& error) {
   const std::string code(name(error.code));

@@ -13,6 +13,7 @@ struct RemoteOptions {
   double connect_seconds = 10, deadline_seconds = 0;
 };
 void add_options(CLI::App& app, RemoteOptions& options);
+void check_address(const RemoteOptions& options);  // Errors: Code::invalid_argument: not HOST:PORT
 
 // Runs `call`; an Error out of it is the server's: `error: <CODE>: <message>` on stderr, exit code 2 for INVALID_ARGUMENT, else 1.
 int report_status(const std::function<int()>& call);

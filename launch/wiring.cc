@@ -35,7 +35,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   std::unique_ptr<Deployment> d(new Deployment);
   d->started_ = Clock::now();
   const bool in_job = job.communicator != nullptr;
-  if (options.model.model.empty()) bad_input("MODEL", "is missing");
+  if (options.model.model.empty()) bad_input("MODEL", "is missing (a directory or a .gguf file)");
   if (options.plan.place.device == "cuda" || options.plan.place.device.starts_with("cuda:")) {
     bad_input("--device", "is " + options.plan.place.device + ", which this build does not have (use cpu)");
   }

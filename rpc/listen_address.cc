@@ -33,7 +33,7 @@ void check_listen_address(const std::string& address, const std::string& where) 
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
   if (const int error = getaddrinfo(asked.host.c_str(), std::to_string(asked.port).c_str(), &hints, &found); error != 0) {
-    bad_input(where, "'" + asked.host + "' is no host of this machine (" + gai_strerror(error) + ")");
+    bad_input(where, "'" + asked.host + "' is no host of this machine (" + gai_strerror(error) + "; a name or address such as 127.0.0.1)");
   }
   int failed = 0;
   bool any = false;
@@ -53,7 +53,7 @@ void check_listen_address(const std::string& address, const std::string& where) 
   if (failed == EADDRINUSE)
     fail(Code::failed_precondition, where, "port " + std::to_string(asked.port) + " is in use (another port, or 0 to pick one)");
   if (failed != 0) fail(Code::failed_precondition, where, "cannot listen on " + address + ": " + std::strerror(failed));
-  if (!any) bad_input(where, "'" + asked.host + "' is no address of this machine");
+  if (!any) bad_input(where, "'" + asked.host + "' is no address of this machine (one of its own, such as 127.0.0.1)");
 }
 
 }  // namespace tandem

@@ -51,7 +51,7 @@ void check_name(const char* field, const std::string& value) {
   if (value.size() > kMaxIdBytes)
     bad_input(field, "is " + std::to_string(value.size()) + " bytes (at most " + std::to_string(kMaxIdBytes) + ")");
   const auto odd = [](unsigned char c) { return c < 0x20 || c > 0x7e; };
-  if (std::any_of(value.begin(), value.end(), odd)) bad_input(field, "holds other than printable ASCII characters");
+  if (std::any_of(value.begin(), value.end(), odd)) bad_input(field, "holds other characters than printable ASCII (letters, digits, signs)");
 }
 
 std::string make_id() {
@@ -67,7 +67,7 @@ std::string make_id() {
 
 nlohmann::ordered_json parse_list(const char* field, const std::string& text) {
   auto value = nlohmann::ordered_json::parse(text, nullptr, false);
-  if (!value.is_array()) bad_input(field, "is not a JSON list");
+  if (!value.is_array()) bad_input(field, "is not a list (must be a JSON list)");
   return value;
 }
 
@@ -131,17 +131,17 @@ Prepared prepare(const Ask& ask, const TextSide& text) {
   std::random_device random;
   sampling.seed = ask.seed ? *ask.seed : (static_cast<uint64_t>(random()) << 32 | random());
 
-  if (ask.stop_strings.size() > kMaxStopStrings) bad_input("stopping.stop_strings", "are more than " + std::to_string(kMaxStopStrings));
+  if (ask.stop_strings.size() > kMaxStopStrings) bad_input("stopping.stop_strings", "are " + std::to_string(ask.stop_strings.size()) + " (at most " + std::to_string(kMaxStopStrings) + ")");
   for (const std::string& stop : ask.stop_strings) {
-    if (stop.empty()) bad_input("stopping.stop_strings", "holds an empty string");
+    if (stop.empty()) bad_input("stopping.stop_strings", "holds an empty string (at least one character each)");
     if (stop.size() > kMaxStopBytes)
-      bad_input("stopping.stop_strings", "holds one of more than " + std::to_string(kMaxStopBytes) + " bytes");
+      bad_input("stopping.stop_strings", "holds one of " + std::to_string(stop.size()) + " bytes (at most " + std::to_string(kMaxStopBytes) + ")");
   }
   if (!ask.stop_strings.empty()) need_tokenizer("stopping.stop_strings", text);
   out.stop_strings = ask.stop_strings;
-  if (ask.stop_ids.size() > kMaxStopIds) bad_input("stopping.stop_token_ids", "are more than " + std::to_string(kMaxStopIds));
+  if (ask.stop_ids.size() > kMaxStopIds) bad_input("stopping.stop_token_ids", "are " + std::to_string(ask.stop_ids.size()) + " (at most " + std::to_string(kMaxStopIds) + ")");
   check_ids("stopping.stop_token_ids", ask.stop_ids, text.vocab);
-  if (ask.min_tokens < 0) bad_input("stopping.min_tokens", "is negative");
+  if (ask.min_tokens < 0) bad_input("stopping.min_tokens", "is " + std::to_string(ask.min_tokens) + " (0 or more)");
   if (ask.max_tokens) whole_in_range("stopping.max_tokens", ask.max_tokens, 0, 1, text.context);
 
   request.prompt = tokenize_input(ask, text, true, true);
@@ -151,13 +151,13 @@ Prepared prepare(const Ask& ask, const TextSide& text) {
   const int64_t known = static_cast<int64_t>(request.prompt.size() + ask.resume.size());
   const int64_t left = text.context - known;
   if (left < 1) {
-    bad_input("input", "is " + std::to_string(known) + " tokens, which leaves none of the context of " + std::to_string(text.context));
+    bad_input("input", "is " + std::to_string(known) + " tokens, which leaves none of the context of " + std::to_string(text.context) + " (at most " + std::to_string(text.context - 1) + ")");
   }
   const int32_t resumed = static_cast<int32_t>(ask.resume.size());
   Stopping& stopping = request.stopping;
   stopping.max_tokens = static_cast<int32_t>(left);
   if (ask.max_tokens) {
-    if (*ask.max_tokens <= resumed) bad_input("resume.token_ids", "are as many as max_tokens: nothing is left to generate");
+    if (*ask.max_tokens <= resumed) bad_input("resume.token_ids", "are as many as max_tokens (fewer, so that something is left to generate)");
     stopping.max_tokens = std::min(stopping.max_tokens, *ask.max_tokens - resumed);
   }
   stopping.min_tokens = std::max(0, ask.min_tokens - resumed);

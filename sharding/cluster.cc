@@ -95,6 +95,7 @@ Cluster cluster_from_json(const nlohmann::json& json, const std::string& where) 
     device.is_cpu = fields.get_or<bool>("is_cpu", device.kind == "cpu");
     device.total_bytes = fields.get<uint64_t>("total_bytes");
     device.free_bytes = fields.get_or<uint64_t>("free_bytes", device.total_bytes);
+    if (device.free_bytes > device.total_bytes) fields.refuse("free_bytes", "at most total_bytes, " + std::to_string(device.total_bytes));
     device.reserve_bytes = fields.get_or<uint64_t>("reserve_bytes", default_reserve(device.total_bytes));
     device.overhead_bytes = fields.get_or<uint64_t>("overhead_bytes", 0);
     device.bandwidth = fields.get_or<double>("bandwidth_bytes_per_second", 0);

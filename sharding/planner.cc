@@ -451,7 +451,8 @@ struct Planning {
       remedies.push_back({"--max-batch " + std::to_string(plan.max_batch), gain(kv, kv_at(workload.context, plan.max_batch)), true});
     }
     for (const KvType type : {KvType::fp16, KvType::fp8}) {
-      if (size(type) >= size(profile.arithmetic.kv) || kv == 0) continue;
+      const auto& known = profile.kv_types;
+      if (size(type) >= size(profile.arithmetic.kv) || kv == 0 || std::find(known.begin(), known.end(), type) == known.end()) continue;
       Profile changed = profile;
       for (Piece& layer : changed.layers) {
         for (uint64_t& bytes : layer.kv_page_bytes) bytes = bytes * size(type) / size(profile.arithmetic.kv);
@@ -475,7 +476,10 @@ struct Planning {
       remedies.push_back({"--double-quant", scales - static_cast<uint64_t>(static_cast<double>(scales) * by), scaled(1, by)});
     }
     const double now = static_cast<double>(weights) + static_cast<double>(scales), bits = elements > 0 ? 8 * now / elements : 0;
-    for (const auto& [change, stored] : {std::pair{"--format int8", 8.03}, {"--format nf4", 4.5}, {"--format nf4 --double-quant", 4.127}}) {
+    struct Smaller { const char *format, *change; double bits; };
+    for (const auto& [format, change, stored] :
+         {Smaller{"int8", "--format int8", 8.03}, {"nf4", "--format nf4", 4.5}, {"nf4", "--format nf4 --double-quant", 4.127}}) {
+      if (std::find(profile.formats.begin(), profile.formats.end(), format) == profile.formats.end()) continue;
       if (bits < stored * 1.1 || bits > 40) continue;  // above: the profile does not count every element
       if (four_bit) continue;
       remedies.push_back({change, static_cast<uint64_t>(now * (1 - stored / bits)), scaled(stored / bits, stored / bits)});

@@ -35,6 +35,9 @@ struct Profile {
   uint64_t workspace[2][2] = {};     // [embeds][has head]
   uint64_t communication_bytes = 0;  // buffers between stages, each rank
   Arithmetic arithmetic;
+  // What could be asked for instead; remedies name nothing else.
+  std::vector<KvType> kv_types = {KvType::fp32, KvType::bf16, KvType::fp16, KvType::fp8, KvType::int8};
+  std::vector<std::string> formats = {"int8", "nf4"};
 };
 
 struct Workload {

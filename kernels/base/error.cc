@@ -22,7 +22,7 @@ std::string_view name(Code code) {
 Error::Error(Code c, std::string w, std::string m) : code(c), where(std::move(w)), message(std::move(m)) {
   line_ = where.empty() ? message : where + ": " + message;
   for (char& ch : line_) {
-    if (ch == '\n' || ch == '\r') ch = ' ';  // one line, whatever a hostile file put into a name
+    if (static_cast<unsigned char>(ch) < 0x20 || ch == 0x7f) ch = ' ';  // one plain line, whatever a hostile file put into a name
   }
 }
 

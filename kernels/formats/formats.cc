@@ -26,7 +26,7 @@ const Format& format(std::string_view name) {
   if (const Format* found = find_format(name)) return *found;
   std::string known;
   for (const Format* format : formats()) known += (known.empty() ? "" : ", ") + std::string(format->name());
-  bad_input("format", "unknown format '" + std::string(name) + "' (known: " + known + ")");
+  bad_input("--format", "is '" + std::string(name) + "' (known: " + known + ")");
 }
 
 const Format& dense_format(DType type) {

@@ -140,6 +140,12 @@ int bench(Options& o, ThisJob& job) {
       number_after(name, "?", name);
     }
   }
+  if (const int32_t given = o.deploy.plan.size.context; given > 0 && given < context) {
+    bad_input("--context", "is " + std::to_string(given) + " (--cases " + o.cases + " with --tokens " + std::to_string(o.tokens) + " needs " + std::to_string(context) + ")");
+  }
+  if (const int32_t given = o.deploy.plan.size.max_batch; given > 0 && given < batch) {
+    bad_input("--max-batch", "is " + std::to_string(given) + " (--cases " + o.cases + " needs " + std::to_string(batch) + ")");
+  }
   if (o.deploy.plan.size.context == 0) o.deploy.plan.size.context = context;
   if (o.deploy.plan.size.max_batch == 0) o.deploy.plan.size.max_batch = batch;
   o.deploy.needs_text = false;
@@ -207,7 +213,7 @@ Command add_bench(CLI::App& app) {
   add_options(*command, options->deploy.plan.budget);
   command->add_flag("--json", options->json, "one object a line");
   command->footer("Example: tandem bench SmolLM2.gguf --threads 1 --cases prefill/512,decode/b1/c128");
-  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return bench(*options, job); }); }};
+  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return bench(*options, job); }); }, true};
 }
 
 }  // namespace tandem

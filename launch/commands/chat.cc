@@ -93,6 +93,7 @@ class Conversation {
 };
 
 int chat(const Options& o) {
+  check_address(o.remote);
   auto interrupt = std::make_shared<Interrupt>();
   on_interrupt_signal([interrupt] { (*interrupt)(); });
   return report_status([&] {

@@ -26,6 +26,7 @@ void append(AnswerDelta& all, const AnswerDelta& delta) {
 }
 
 int client(const Options& o) {
+  check_address(o.remote);
   Ask ask = ask_of(o.prompt);
   ask.return_prompt_ids = o.json;
   auto call = std::make_shared<Client::Call>();

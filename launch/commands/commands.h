@@ -10,6 +10,7 @@ using Action = std::function<int()>;
 struct Command {
   CLI::App* app = nullptr;
   Action run;
+  bool on_every_rank = false;  // under mpirun; else only rank 0 runs it
 };
 
 // THE list is in commands.cc.

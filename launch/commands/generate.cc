@@ -1,36 +1,144 @@
-// tandem generate: one answer on stdout, streamed.
+// tandem generate: one answer on stdout, streamed; or the answers to a file of prompts, as JSON lines.
+#include <algorithm>
+#include <condition_variable>
 #include <cstdio>
+#include <mutex>
+#include <thread>
+#include <variant>
 
+#include "kernels/base/error.h"
 #include "launch/answer_json.h"
 #include "launch/ask_engine.h"
 #include "launch/commands/commands.h"
+#include "launch/progress.h"
+#include "launch/prompts_file.h"
+#include "launch/terminal.h"
+#include "rpc/prepare.h"
 
 namespace tandem {
 namespace {
 
+constexpr int kDefaultBatch = 8;    // of --prompts
+constexpr size_t kMostHeld = 1024;  // answers that wait for an earlier one
+
 struct Options {
   DeployOptions deploy;
   PromptOptions prompt;
+  std::string prompts_file;
   bool json = false;
 };
 
-int generate(Options& o, ThisJob& job) {
+// What a server would call a failed precondition is a wrong model or prompt here.
+void check_input(const Ask& ask, const Deployment& deployment) {
+  const TextSide& text = deployment.text->side;
+  const std::string& model = deployment.blueprint.checkpoint.path;
+  const bool ids = std::holds_alternative<std::vector<int32_t>>(ask.input);
+  if (!text.tokenizer && (!ids || !ask.stop_strings.empty())) bad_input(model, "has no tokenizer (a directory with tokenizer.json, or --prompt-ids without --stop)");
+  if (!text.chat && std::holds_alternative<ChatInput>(ask.input)) bad_input(model, "has no chat template (use --prompt without --system)");
+  (void)prepare(ask, text);
+}
+
+std::string json_line(const Deployment& deployment, const LocalAnswer& answer) {
+  AnswerTimes times{deployment.load_seconds, answer.ttft_seconds, 0};
+  if (answer.decode_seconds > 0) times.decode_tokens_per_second = static_cast<double>(answer.all.token_ids.size() - 1) / answer.decode_seconds;
+  return answer_json(answer.all, answer.end, times).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+int generate_one(Options& o, ThisJob& job) {
   Ask ask = ask_of(o.prompt);
   ask.return_prompt_ids = o.json;
   const auto deployment = Deployment::start(o.deploy, job);
+  check_input(ask, *deployment);
   deployment->wait_ready();
   const LocalAnswer answer = ask_engine(*deployment, ask, [&](const AnswerDelta& delta) {
-    if (o.json) return;
-    std::fwrite(delta.text.data(), 1, delta.text.size(), stdout);
-    std::fflush(stdout);
+    if (!o.json) show_now(stdout, delta.text);
   });
-  if (!o.json) {
-    std::fputc('\n', stdout);
-    return 0;
+  write_now(stdout, o.json ? json_line(*deployment, answer) : "\n");
+  return 0;
+}
+
+// Lines that come in any order, taken in order. Whoever is too far ahead waits.
+class InOrder {
+ public:
+  explicit InOrder(size_t count) : lines_(count) {}
+
+  // The next prompt to work on; empty: none is left.
+  std::optional<size_t> next() {
+    std::unique_lock lock(mutex_);
+    if (given_ == lines_.size()) return std::nullopt;
+    const size_t mine = given_++;
+    changed_.wait(lock, [&] { return failure_ || mine < taken_ + kMostHeld; });
+    if (failure_) return std::nullopt;
+    return mine;
   }
-  AnswerTimes times{deployment->load_seconds, answer.ttft_seconds, 0};
-  if (answer.decode_seconds > 0) times.decode_tokens_per_second = static_cast<double>(answer.all.token_ids.size() - 1) / answer.decode_seconds;
-  std::printf("%s\n", answer_json(answer.all, answer.end, times).dump().c_str());
+  void put(size_t index, std::string line) {
+    std::lock_guard lock(mutex_);
+    lines_[index] = std::move(line);
+    changed_.notify_all();
+  }
+  void fail(std::exception_ptr failure) {
+    std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = failure;
+    given_ = lines_.size();
+    changed_.notify_all();
+  }
+  std::string take() {  // Errors: what fail() was given
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return failure_ || lines_[taken_]; });
+    if (!lines_[taken_]) std::rethrow_exception(failure_);
+    std::string line = std::move(*lines_[taken_]);
+    lines_[taken_++]->clear();
+    changed_.notify_all();
+    return line;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::optional<std::string>> lines_;
+  size_t given_ = 0, taken_ = 0;
+  std::exception_ptr failure_;
+};
+
+int generate_many(Options& o, ThisJob& job) {
+  if (o.prompt.has_prompt || o.prompt.has_ids || o.prompt.has_chat) bad_input("--prompt", "is given twice (one of --prompt, --prompt-ids, --chat, --prompts)");
+  std::vector<PromptLine> prompts = read_prompts(o.prompts_file, o.prompt);
+  o.deploy.plan.default_batch = static_cast<int>(std::min<size_t>(prompts.size(), kDefaultBatch));
+  const auto deployment = Deployment::start(o.deploy, job);
+  for (PromptLine& line : prompts) {
+    line.ask.return_prompt_ids = true;
+    try {
+      check_input(line.ask, *deployment);
+    } catch (const Error& error) {
+      throw Error(error.code, o.prompts_file + ":" + std::to_string(line.number), error.what());
+    }
+  }
+  deployment->wait_ready();
+
+  // Twice the batch, so that a place never stays empty; no more than the queue takes.
+  const size_t batch = static_cast<size_t>(deployment->plan.workload.batch), queue = static_cast<size_t>(o.deploy.plan.size.max_queue);
+  const size_t in_flight = std::min(prompts.size(), batch + std::min(batch, queue));
+  InOrder answers(prompts.size());
+  std::vector<std::jthread> askers;
+  for (size_t i = 0; i < in_flight; ++i) {
+    askers.emplace_back([&] {
+      try {
+        while (const std::optional<size_t> index = answers.next()) answers.put(*index, json_line(*deployment, ask_engine(*deployment, prompts[*index].ask, {})));
+      } catch (...) {
+        answers.fail(std::current_exception());
+      }
+    });
+  }
+  Progress progress("prompts", 1, "answers");
+  try {
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      write_now(stdout, answers.take());
+      progress.update(0, i + 1, prompts.size());
+    }
+  } catch (...) {
+    answers.fail(std::current_exception());
+    throw;
+  }
   return 0;
 }
 
@@ -38,15 +146,18 @@ int generate(Options& o, ThisJob& job) {
 
 Command add_generate(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("generate", "One answer on stdout, streamed as it is made");
+  CLI::App* command = app.add_subcommand("generate", "One answer on stdout, streamed as it is made; or many, from a file");
   add_options(*command, options->deploy.model);
   add_options(*command, options->prompt);
+  command->add_option("--prompts", options->prompts_file, "file of prompts, one a line (.jsonl: one object a line); answers as JSON lines");
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
   command->add_flag("--json", options->json, "the whole answer as JSON, with token ids and timings");
   command->footer("Example: tandem generate SmolLM2.gguf --system 'You are brief.' --prompt 'What is a GPU?' --max-tokens 64");
-  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return generate(*options, job); }); }};
+  return {command, [options] {
+            return run_on_ranks([&](ThisJob& job) { return options->prompts_file.empty() ? generate_one(*options, job) : generate_many(*options, job); });
+          }, true};
 }
 
 }  // namespace tandem

@@ -71,11 +71,12 @@ void round_trip(const Format& format, int64_t rows, int64_t cols, std::vector<fl
 }
 
 int write_tensor(const Options& o) {
-  if (!o.dequantize || o.output.empty()) bad_input("--tensor", "needs --dequantize and -o FILE.npy");
+  if (!o.dequantize || o.output.empty()) bad_input("--tensor", "is given without --dequantize and -o (as in --tensor NAME --dequantize -o FILE.npy)");
   const Format* const through = asked_format(o);
   const Blueprint blueprint = make_blueprint(o.model.model, {}, arithmetic_of(o.model, false));
   const Model& model = *blueprint.model;
   const Found found = find_tensor(model, o.tensor);
+  if (!blueprint.checkpoint.tensors) bad_input(o.model.model, "holds no weights (a directory with safetensors or a .gguf file has some)");
   NpyWriter file(o.output, found.shape);
   std::vector<float> values;
   for (const WeightId id : found.rows) {

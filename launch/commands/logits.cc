@@ -17,8 +17,14 @@ int logits(Options& o, ThisJob& job) {
   o.deploy.plan.all_logits = true;
   o.deploy.needs_text = false;
   const auto deployment = Deployment::start(o.deploy, job);
-  deployment->wait_ready();
   const int64_t vocab = deployment->blueprint.model->shape.vocab;
+  for (const int32_t id : ids) {
+    if (id >= vocab) bad_input("--prompt-ids", "holds " + std::to_string(id) + " (must be ids of the vocabulary, 0 to " + std::to_string(vocab - 1) + ")");
+  }
+  if (const int32_t context = deployment->plan.workload.context; ids.size() > static_cast<size_t>(context)) {
+    bad_input("--prompt-ids", "are " + std::to_string(ids.size()) + " tokens (at most the context, " + std::to_string(context) + ")");
+  }
+  deployment->wait_ready();
   NpyWriter file(o.output, static_cast<int64_t>(ids.size()), vocab);
   int64_t next = 0;
   prompt_logits(*deployment, ids, [&](const StepLogits& piece) {
@@ -43,7 +49,7 @@ Command add_logits(CLI::App& app) {
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
   command->footer("Example: tandem logits SmolLM2.gguf --compute fp32 --prompt-ids 1,2,3 -o logits.npy");
-  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return logits(*options, job); }); }};
+  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return logits(*options, job); }); }, true};
 }
 
 }  // namespace tandem

@@ -1,13 +1,13 @@
 // tandem perplexity: exp(mean negative log-likelihood) of a text.
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "kernels/base/error.h"
 #include "launch/ask_engine.h"
 #include "launch/commands/commands.h"
 #include "launch/progress.h"
+#include "launch/terminal.h"
+#include "launch/text_file.h"
 
 namespace tandem {
 namespace {
@@ -29,16 +29,14 @@ double negative_log_likelihood(const float* row, int64_t vocab, int32_t target) 
 }
 
 int perplexity(Options& o, ThisJob& job) {
-  std::ifstream input(o.file, std::ios::binary);
-  if (!input) fail(Code::not_found, o.file, "cannot be read (must be a text file)");
-  std::stringstream text;
-  text << input.rdbuf();
+  constexpr size_t kMostBytes = 1 << 30;
+  const std::string text = read_text_file(o.file, kMostBytes);
   if (o.window < 2) bad_input("--context", "is " + std::to_string(o.window) + " (must be at least 2)");
   o.deploy.plan.all_logits = true;
   o.deploy.plan.size.context = o.window;
   const auto deployment = Deployment::start(o.deploy, job);
-  if (!deployment->text->side.tokenizer) bad_input(o.deploy.model.model, "has no tokenizer");
-  const std::vector<int32_t> ids = deployment->text->side.tokenizer->encode(text.str(), true);
+  if (!deployment->text->side.tokenizer) bad_input(o.deploy.model.model, "has no tokenizer (a directory with tokenizer.json or a .gguf file is needed)");
+  const std::vector<int32_t> ids = deployment->text->side.tokenizer->encode(text, true);
   if (ids.size() < 2) bad_input(o.file, "is too short (at least two tokens)");
   deployment->wait_ready();
   const int64_t vocab = deployment->blueprint.model->shape.vocab;
@@ -83,7 +81,7 @@ Command add_perplexity(CLI::App& app) {
   add_options(*command, options->deploy.plan.budget);
   command->add_flag("--json", options->json, "machine-readable");
   command->footer("Example: tandem perplexity SmolLM2.gguf README.md --context 512");
-  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return perplexity(*options, job); }); }};
+  return {command, [options] { return run_on_ranks([&](ThisJob& job) { return perplexity(*options, job); }); }, true};
 }
 
 }  // namespace tandem

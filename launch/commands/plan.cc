@@ -1,11 +1,12 @@
 // tandem plan: where every layer would go, and whether it fits, before anything is touched.
 #include <cstdio>
-#include <fstream>
+#include <optional>
 
 #include "kernels/base/error.h"
 #include "kernels/cpu/backend.h"
 #include "launch/commands/commands.h"
 #include "launch/help.h"
+#include "launch/output_file.h"
 #include "launch/plan_html.h"
 #include "launch/planning.h"
 #include "launch/terminal.h"
@@ -20,13 +21,6 @@ struct Options {
   std::string output, html;
   bool json = false, list_presets = false;
 };
-
-void write_file(const std::string& option, const std::string& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) bad_input(option, "cannot write " + path);
-}
 
 int list_presets() {
   std::string text = "Models (preset:NAME):\n";
@@ -54,8 +48,11 @@ int run(const Options& o) {
   const auto backend = cpu::make_cpu_backend(on_gpu ? 1 : threads_for(o.request.place.threads, cpu_ranks(o.request)));
   const Plan plan = plan_for(blueprint, o.request, *backend);
   const std::string json = to_json(plan).dump(2) + "\n";
-  if (!o.output.empty()) write_file("-o", o.output, json);
-  if (!o.html.empty()) write_file("--html", o.html, plan_html(plan));
+  std::optional<OutputFile> output, html;
+  if (!o.output.empty()) output.emplace("-o", o.output);
+  if (!o.html.empty()) html.emplace("--html", o.html);
+  if (output) output->write(json), output->finish();
+  if (html) html->write(plan_html(plan)), html->finish();
   if (o.json) {
     write_now(stdout, json);
   } else {

@@ -1,4 +1,5 @@
 // tandem serve: the gRPC coordinator, with its ranks as threads, as processes of this MPI job, or as an mpirun of its own.
+#include <arpa/inet.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include "launch/signals.h"
 #include "launch/topology.h"
 #include "launch/wiring.h"
+#include "rpc/listen_address.h"
 #include "rpc/server.h"
 
 namespace tandem {
@@ -24,7 +26,9 @@ struct Options {
 };
 
 bool is_loopback(const std::string& listen) {
-  return listen.starts_with("127.") || listen.starts_with("localhost:") || listen.starts_with("[::1]:");
+  const std::string host = split_address(listen, "--listen").host;
+  in_addr address{};  // not by its beginning: 127.example.com is another machine
+  return host == "localhost" || host == "[::1]" || (inet_pton(AF_INET, host.c_str(), &address) == 1 && ntohl(address.s_addr) >> 24 == 127);
 }
 
 // What ends the server: a signal, a Drain call, or ranks that are lost for good.
@@ -38,6 +42,8 @@ int serve(Options& o, ThisJob& job) {
   if (!is_loopback(o.server.listen) && !o.insecure) {
     bad_input("--listen", "is " + o.server.listen + ", reachable from other machines without encryption (say --insecure as well)");
   }
+  check_listen_address(o.server.listen, "--listen");  // before anything is loaded
+  if (!o.deploy.control_listen.empty()) check_listen_address(o.deploy.control_listen, "--control");
   const bool in_job = job.communicator != nullptr;
   End end;
   const auto deployment = Deployment::start(o.deploy, job);
@@ -103,16 +109,16 @@ Command add_serve(CLI::App& app) {
   add_options(*command, options->deploy.plan.budget);
   command->add_option("--hosts", options->deploy.hosts, "with --ranks: hosts for mpirun, a,b");
   command->add_option("--control", options->deploy.control_listen, "HOST:PORT that ranks dial (default: loopback, or every interface when ranks are on other hosts)");
-  command->add_option("--drain-seconds", options->drain_seconds, "time that running answers get at the end")->capture_default_str();
-  command->add_option("--lease-seconds", options->deploy.lease_seconds, "silence after which a rank is dead")->capture_default_str();
-  command->add_option("--step-deadline-seconds", options->deploy.step_deadline_seconds, "a step that takes longer means a hung rank")->capture_default_str();
+  command->add_option("--drain-seconds", options->drain_seconds, "time that running answers get at the end")->capture_default_str()->check(between(0, 1e6));
+  command->add_option("--lease-seconds", options->deploy.lease_seconds, "silence after which a rank is dead")->capture_default_str()->check(between(0.05, 1e6));
+  command->add_option("--step-deadline-seconds", options->deploy.step_deadline_seconds, "a step that takes longer means a hung rank")->capture_default_str()->check(between(0.05, 1e6));
   command->footer(
       "Examples: tandem serve SmolLM2.gguf --ranks 2        starts its ranks itself and restarts them when one dies\n"
       "          mpirun -n 2 tandem serve SmolLM2.gguf      the ranks are this MPI job; it ends when one dies");
   return {command, [options] {
             hold_stop_signals();
             return run_on_ranks([&](ThisJob& job) { return serve(*options, job); });
-          }};
+          }, true};
 }
 
 }  // namespace tandem

@@ -25,16 +25,19 @@ std::string joined(const std::vector<int32_t>& ids) {
 }
 
 int tokenize(const Options& o) {
-  if (o.decode + o.prompt.has_prompt + !o.prompt.chat_file.empty() != 1) bad_input("--prompt", "or --chat or --decode: one of them is needed, and only one");
+  if (o.decode + o.prompt.has_prompt + o.prompt.has_chat != 1) bad_input("--prompt", "is missing or not alone (exactly one of --prompt, --chat and --decode)");
   const auto text = open_tokenizer(o.model);
   if (!text->tokenizer) bad_input(o.model, "has no tokenizer (a directory with tokenizer.json or a .gguf file is needed)");
   std::vector<int32_t> ids;
   std::string shown;
   if (o.decode) {
     ids = parse_ids(o.ids, "--decode");
+    for (const int32_t id : ids) {
+      if (!text->tokenizer->has(id)) bad_input("--decode", "holds " + std::to_string(id) + " (must be ids of the vocabulary, 0 to " + std::to_string(text->tokenizer->size() - 1) + ")");
+    }
     shown = text->tokenizer->decode(ids, o.skip_special);
   } else {
-    if (!o.prompt.chat_file.empty() && !text->chat) bad_input(o.model, "has no chat template (use --prompt)");
+    if (o.prompt.has_chat && !text->chat) bad_input(o.model, "has no chat template (use --prompt)");
     ids = tokenize_input(ask_of(o.prompt), text->side, !o.no_special, !o.no_generation_prompt, &shown);
     if (o.prompt.has_prompt) shown = text->tokenizer->decode(ids, false);
   }
@@ -59,7 +62,7 @@ Command add_tokenize(CLI::App& app) {
   CLI::App* command = app.add_subcommand("tokenize", "Text or a chat to token ids, ids to text");
   command->add_option("MODEL", o.model, "Hugging Face directory or .gguf file")->required();
   auto* prompt = command->add_option("--prompt", o.prompt.prompt, "text to tokenize")->each([&o](const std::string&) { o.prompt.has_prompt = true; });
-  auto* chat = command->add_option("--chat", o.prompt.chat_file, "JSON file of messages, through the model's chat template");
+  auto* chat = command->add_option("--chat", o.prompt.chat_file, "JSON file of messages, through the model's chat template")->each([&o](const std::string&) { o.prompt.has_chat = true; });
   auto* decode = command->add_option("--decode", o.ids, "ids to turn into text: 1,2,3")->each([&o](const std::string&) { o.decode = true; });
   command->add_flag("--no-special", o.no_special, "only the text's own tokens, no BOS")->needs(prompt);
   command->add_flag("--no-generation-prompt", o.no_generation_prompt, "without the beginning of the answer")->needs(chat);

@@ -47,7 +47,7 @@ Command add_worker(CLI::App& app) {
   command->add_option("--control", options->control, "where the coordinator listens")->required();
   command->add_option("--epoch", options->epoch, "life of the worker group")->required();
   command->footer("Started by: tandem serve MODEL --ranks N");
-  return {command, [options] { return work(*options); }};
+  return {command, [options] { return work(*options); }, true};
 }
 
 }  // namespace tandem

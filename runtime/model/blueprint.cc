@@ -45,11 +45,13 @@ Blueprint make_blueprint(const std::string& model, const FormatOptions& formats,
     blueprint.checkpoint.path = model;
     blueprint.checkpoint.name = model.substr(kPreset.size());
     blueprint.checkpoint.config = preset_config(blueprint.checkpoint.name);
+    blueprint.checkpoint.digest = checkpoint_digest(blueprint.checkpoint.config, nullptr);
   } else {
     blueprint.checkpoint = open_checkpoint(model);
     read_rope_factors(blueprint.checkpoint);
   }
-  blueprint.model = make_model(blueprint.checkpoint.config, blueprint.checkpoint.path + ": config.json");
+  const std::string& file = blueprint.checkpoint.config_file;
+  blueprint.model = make_model(blueprint.checkpoint.config, file.empty() ? model : file);
   blueprint.formats = choose_formats(*blueprint.model, blueprint.checkpoint, formats);
   return blueprint;
 }
@@ -140,6 +142,9 @@ Profile make_profile(const Blueprint& blueprint, const Mesh& group, const Worklo
   profile.layer_prefix = "model.layers.";
   profile.first_modules = {"model.rotary_emb"};
   profile.last_modules = {"model.norm"};
+  profile.kv_types = {KvType::fp32, KvType::bf16, KvType::fp16};
+  profile.formats.clear();
+  for (const Format* format : formats()) profile.formats.emplace_back(format->name());
   for (const KvGroup& kv : model.kv_groups) profile.kv_windows.push_back(kv.window);
 
   const auto piece_of = [&](const StageRange& range) {

@@ -1,8 +1,9 @@
 #include "runtime/model/format_choice.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
-#include <sstream>
+#include <set>
 
 #include "kernels/base/error.h"
 
@@ -18,27 +19,29 @@ struct Rules {
 
 const Format* parse_format(std::string name, bool double_quant) {
   if (name == "keep") return nullptr;
-  if (double_quant && name == "nf4") name = "nf4_dq";
-  if (name.ends_with("_dq") || find_format(name) == nullptr) {
-    if (name != "nf4_dq" || find_format(name) == nullptr) (void)format(name);  // throws, listing the names
-  }
-  return find_format(name);
+  if (double_quant && (name == "nf4" || name == "fp4")) name += "_dq";
+  return &format(name);
 }
 
 Rules parse(const FormatOptions& options) {
   Rules rules;
-  std::stringstream parts(options.format);
-  std::string part;
-  while (std::getline(parts, part, ',')) {
+  bool whole = false;
+  for (size_t begin = 0; begin <= options.format.size();) {
+    const size_t end = std::min(options.format.find(',', begin), options.format.size());
+    const std::string part = options.format.substr(begin, end - begin);
+    begin = end + 1;
     const size_t equals = part.find('=');
+    if (part.empty() || equals == 0) bad_input("--format", "is '" + options.format + "' (such as nf4 or nf4,lm_head=bf16)");
     if (equals == std::string::npos) {
+      if (whole) bad_input("--format", "names two formats for the whole model in " + options.format + " (one, and MODULE=FORMAT for others)");
+      whole = true;
       rules.all = parse_format(part, options.double_quant);
     } else {
       rules.modules.push_back({part.substr(0, equals), parse_format(part.substr(equals + 1), options.double_quant)});
     }
   }
-  if (options.double_quant && options.format.find("nf4") == std::string::npos) {
-    bad_input("--double-quant", "has nothing to quantize with --format " + options.format + " (use it with --format nf4)");
+  if (options.double_quant && options.format.find("nf4") == std::string::npos && options.format.find("fp4") == std::string::npos) {
+    bad_input("--double-quant", "has nothing to quantize with --format " + options.format + " (use it with --format nf4 or fp4)");
   }
   return rules;
 }
@@ -77,6 +80,26 @@ void check_shape(const WeightRow& row, const Origin& origin, const TensorInfo& t
   if (!same) bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (config.json says " + shape_text(wanted) + ")");
 }
 
+// What the file holds besides, where leaving it out would change answers: layers and biases that the config does not speak of.
+void check_unused(const Model& model, const Checkpoint& checkpoint, const std::set<std::string_view>& used) {
+  const bool gguf = checkpoint.dialect == Dialect::gguf;
+  const std::string layer_prefix = gguf ? "blk." : "model.layers.";
+  for (const TensorInfo& tensor : checkpoint.tensors->tensors()) {
+    if (used.contains(tensor.name)) continue;
+    const std::string where = checkpoint.tensors->file_name(tensor) + ": " + tensor.name;
+    if (tensor.name.starts_with(layer_prefix)) {
+      const int layer = std::atoi(tensor.name.c_str() + layer_prefix.size());
+      if (layer >= model.shape.layers) {
+        bad_input(where, "is of layer " + std::to_string(layer) + " (" + (gguf ? "block_count" : "num_hidden_layers") + " is " + std::to_string(model.shape.layers) + ": at most layer " +
+                             std::to_string(model.shape.layers - 1) + ")");
+      }
+    }
+    if (tensor.name.ends_with("_proj.bias") || (gguf && tensor.name.ends_with(".bias"))) {
+      bad_input(where, "is a bias, and this " + std::string(model.family()) + " model has none there (attention_bias or mlp_bias in config.json, or another family)");
+    }
+  }
+}
+
 const Format* config_dtype(const nlohmann::json& config) {
   for (const char* key : {"torch_dtype", "dtype"}) {
     if (!config.contains(key) || !config[key].is_string()) continue;
@@ -94,7 +117,13 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
   std::vector<bool> used(rules.modules.size(), false);
   WeightFormats result;
   std::map<std::string, uint64_t> held_bytes;
+  std::set<std::string_view> names;
   const Format* fallback = config_dtype(checkpoint.config);
+  if (checkpoint.tensors && checkpoint.config.contains("quantization_config") && !checkpoint.config["quantization_config"].is_null()) {
+    const nlohmann::json& method = checkpoint.config["quantization_config"];
+    const std::string how = method.is_object() && method.contains("quant_method") && method["quant_method"].is_string() ? method["quant_method"].get<std::string>() : method.dump().substr(0, 40);
+    bad_input(checkpoint.config_file + ": quantization_config", "is " + how + ", which cannot be read (give the unquantized checkpoint and --format, or a GGUF file)");
+  }
   for (WeightId id = 0; id < model.weights.size(); ++id) {
     const WeightRow& row = model.weights[id];
     const TensorInfo* tensor = nullptr;
@@ -106,6 +135,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
         bad_input(checkpoint.path, "has no tensor " + origin.tensor + " (config.json asks for it: " + std::to_string(model.shape.layers) +
                                        " layers of family " + std::string(model.family()) + ")");
       }
+      names.insert(tensor->name);
       check_shape(row, origin, *tensor, checkpoint.tensors->file_name(*tensor));
       stored = find_format(tensor->type);
       if (stored == nullptr) {
@@ -127,6 +157,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
     result.held.push_back(held);
     result.tensors.push_back(tensor);
   }
+  if (checkpoint.tensors) check_unused(model, checkpoint, names);
   for (size_t i = 0; i < used.size(); ++i) {
     if (!used[i]) bad_input("--format", "names module " + rules.modules[i].module + ", which this model does not have (try lm_head, mlp, self_attn)");
   }

@@ -55,7 +55,7 @@ ChatTemplate::ChatTemplate(std::string source, const std::string& where) : parse
   try {
     parsed_->block = jinja::parse_template(parsed_->source);
   } catch (const jinja::SyntaxError& error) {
-    bad_input(where, "the chat template, line " + std::to_string(error.line) + ": " + error.message);
+    bad_input(where, "the chat template, line " + std::to_string(error.line) + ": " + error.message + " (must be a Jinja template)");
   }
 }
 
@@ -85,8 +85,8 @@ std::string ChatTemplate::render(const Json& messages, const Json& tools, bool a
     scope.names["add_generation_prompt"] = jinja::Value::boolean(add_generation_prompt);
     return evaluator.render(parsed_->block, scope);
   } catch (const jinja::TemplateError& error) {
-    if (error.raised) bad_input("messages", "the chat template refuses them: " + error.message);
-    bad_input(parsed_->where, "the chat template, line " + std::to_string(evaluator.line()) + ": " + error.message);
+    if (error.raised) bad_input("messages", "the chat template refuses them: " + error.message + " (messages as this model takes them)");
+    bad_input(parsed_->where, "the chat template, line " + std::to_string(evaluator.line()) + ": " + error.message + " (must be a Jinja template, with messages that it takes)");
   }
 }
 

@@ -58,7 +58,7 @@ class Translator {
   }
 
  private:
-  [[noreturn]] void refuse(const std::string& what) { bad_input(where_, what + " in the regular expression " + std::string(in_)); }
+  [[noreturn]] void refuse(const std::string& what) { bad_input(where_, what + " in the regular expression " + std::string(in_) + " (a pattern as tokenizers takes it)"); }
   void start_atom() { atom_ = out_.size(); }
   void take() { out_ += in_[at_++]; }
 
@@ -205,7 +205,7 @@ Regex::Regex(std::string_view pattern, const std::string& where) : compiled_(std
   if (!compiled_->code) {
     char text[256] = "";
     pcre2_get_error_message(code, reinterpret_cast<PCRE2_UCHAR*>(text), sizeof text);
-    bad_input(where, std::string(text) + " in the regular expression " + std::string(pattern));
+    bad_input(where, std::string(text) + " in the regular expression " + std::string(pattern) + " (a pattern as tokenizers takes it)");
   }
   compiled_->jit = pcre2_jit_compile(compiled_->code, PCRE2_JIT_COMPLETE) == 0;
   compiled_->limits = pcre2_match_context_create(nullptr);

@@ -126,7 +126,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(GgufVocabulary given, const std:
       const std::string_view merge = given.merges[i];
       const size_t space = merge.find(' ', 1);
       if (space == std::string_view::npos || space + 1 == merge.size()) {
-        bad_input(where, "tokenizer.ggml.merges[" + std::to_string(i) + "] is not two pieces with a space between");
+        bad_input(where, "tokenizer.ggml.merges[" + std::to_string(i) + "] is not two pieces with a space between (\"left right\")");
       }
       bpe->add_merge(merge.substr(0, space), merge.substr(space + 1));
     }

@@ -43,7 +43,7 @@ class TokenizerReader : public nlohmann::json_sax<json> {
       if (v.starts_with("#version")) return true;
       const size_t space = v.find(' ');
       if (space == std::string::npos || v.find(' ', space + 1) != std::string::npos)
-        refuse(merge_name() + " is not two pieces with a space between");
+        refuse(merge_name() + " is not two pieces with a space between (\"left right\", or [left, right])");
       add_merge(std::string_view(v).substr(0, space), std::string_view(v).substr(space + 1));
       return true;
     }

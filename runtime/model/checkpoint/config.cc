@@ -64,7 +64,7 @@ std::optional<int64_t> as_integer(const json& value) {
 }  // namespace
 
 json parse_json(std::string_view text, const std::string& where) {
-  if (depth(text) > kMaxJsonDepth) bad_input(where, "JSON values are nested deeper than " + std::to_string(kMaxJsonDepth));
+  if (depth(text) > kMaxJsonDepth) bad_input(where, "JSON values are nested deeper than " + std::to_string(kMaxJsonDepth) + " (at most that deep)");
   if (text.find('\0') != std::string_view::npos) bad_input(where, "the JSON text has a NUL byte (the parser would stop there)");
   try {
     return json::parse(text);
@@ -92,14 +92,14 @@ const json* Config::find(std::string_view key) const {
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
-const json& Config::require(std::string_view key) const {
+const json& Config::require(std::string_view key, const std::string& right) const {
   const json* value = find(key);
-  if (!value) bad(key, "is missing");
+  if (!value) bad(key, "is missing (must be " + right + ")");
   return *value;
 }
 
 int64_t Config::integer(std::string_view key, int64_t least, int64_t most) const {
-  const json& value = require(key);
+  const json& value = require(key, "a whole number from " + range(least, most));
   const auto number = as_integer(value);
   if (!number) bad(key, "is " + shown(value) + " (must be a whole number from " + range(least, most) + ")");
   if (*number < least || *number > most) bad(key, "is " + std::to_string(*number) + " (must be " + range(least, most) + ")");
@@ -110,7 +110,7 @@ int64_t Config::integer(std::string_view key, int64_t least, int64_t most, int64
 }
 
 double Config::number(std::string_view key, double least, double most) const {
-  const json& value = require(key);
+  const json& value = require(key, "a number from " + spelled(least) + " to " + spelled(most));
   const double number = value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
   if (!(number >= least && number <= most)) {
     bad(key, "is " + shown(value) + " (must be a number from " + spelled(least) + " to " + spelled(most) + ")");
@@ -129,7 +129,7 @@ bool Config::boolean(std::string_view key, bool fallback) const {
 }
 
 std::string Config::text(std::string_view key) const {
-  const json& value = require(key);
+  const json& value = require(key, "text");
   if (!value.is_string()) bad(key, "is " + shown(value) + " (must be text)");
   return value.get<std::string>();
 }

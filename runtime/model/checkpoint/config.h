@@ -51,7 +51,7 @@ class Config {
 
  private:
   const nlohmann::json* find(std::string_view key) const;
-  const nlohmann::json& require(std::string_view key) const;
+  const nlohmann::json& require(std::string_view key, const std::string& right) const;
 
   nlohmann::json object_;
   std::string file_;    // for messages

@@ -336,7 +336,7 @@ std::unique_ptr<FileTensors> open_shards(const std::string& directory, const std
   for (const auto& [tensor, file] : weight_map) {
     const TensorInfo* found = source->find(tensor);
     if (!found || found->file != file_index[file]) {
-      bad_input(index_path, "weight_map puts " + in_quotes(tensor) + " into " + file + ", which does not hold it");
+      bad_input(index_path, "weight_map puts " + in_quotes(tensor) + " into " + file + ", which does not hold it (the files are of different checkpoints, or one is broken)");
     }
   }
   return source;
@@ -388,8 +388,8 @@ std::vector<std::pair<std::string, std::string>> parse_safetensors_index(std::st
   std::vector<std::pair<std::string, std::string>> weight_map;
   Index events(where, weight_map);
   parse(text, events, where);
-  if (!events.found()) bad_input(where, "has no weight_map");
-  if (weight_map.empty()) bad_input(where, "has an empty weight_map");
+  if (!events.found()) bad_input(where, "has no weight_map (must be an object: tensor name -> file name)");
+  if (weight_map.empty()) bad_input(where, "has an empty weight_map (must name every tensor's file)");
   std::set<std::string_view> names;
   for (const auto& [tensor, file] : weight_map) {
     if (!names.insert(tensor).second) bad_input(where, "weight_map has " + in_quotes(tensor) + " twice");

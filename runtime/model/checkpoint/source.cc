@@ -48,7 +48,9 @@ std::string model_name(const std::string& path, Kind kind) {
   return name;
 }
 
-std::string digest(const json& config, const TensorSource* tensors) {
+}  // namespace
+
+std::string checkpoint_digest(const json& config, const TensorSource* tensors) {
   Sha256 hash;
   hash.add(config.dump(-1, ' ', false, json::error_handler_t::replace));
   if (!tensors) return hash.hex();
@@ -60,9 +62,14 @@ std::string digest(const json& config, const TensorSource* tensors) {
   return hash.hex();
 }
 
+namespace {
+
 std::string read_text_if_there(const std::string& path) {
   std::error_code error;
-  return fs::exists(path, error) ? read_text(path) : std::string();
+  if (!fs::exists(path, error)) return {};
+  std::string text = read_text(path);
+  if (text.empty()) bad_input(path, "is empty (must be a whole file, or not there)");
+  return text;
 }
 
 json read_config(const std::string& directory) {
@@ -108,7 +115,7 @@ Checkpoint open_checkpoint(const std::string& path) {
       out.config = read_json_object(path);
       break;
   }
-  out.digest = digest(out.config, out.tensors.get());
+  out.digest = checkpoint_digest(out.config, out.tensors.get());
   return out;
 }
 

@@ -61,6 +61,9 @@ struct Checkpoint {
   std::string digest;  // SHA-256 (hex) over config.json and the tensor index (names, dtypes, shapes, offsets), never over weights
 };
 
+// SHA-256 over the config and the tensor index (names, types, shapes, places), never over weights. `tensors` may be null.
+std::string checkpoint_digest(const nlohmann::json& config, const TensorSource* tensors);
+
 // A Hugging Face directory, a .gguf file (first of a split or whole) or a lone config.json. Reads headers only.
 // Errors: Code::not_found, Code::invalid_argument with file and key.
 Checkpoint open_checkpoint(const std::string& path);

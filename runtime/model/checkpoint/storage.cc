@@ -29,13 +29,13 @@ class File final : public Storage {
       const int error = errno;
       if (error == ENOENT || error == ENOTDIR) fail(Code::not_found, name_, "no such file");
       if (error == EMFILE || error == ENFILE) fail(Code::resource_exhausted, name_, reason(error) + " (raise ulimit -n)");
-      bad_input(name_, "cannot be opened: " + reason(error));
+      bad_input(name_, "cannot be opened: " + reason(error) + " (must be a file that this user may read)");
     }
     struct stat status {};
     const int failed = ::fstat(descriptor_, &status);
     if (failed != 0 || !S_ISREG(status.st_mode)) {
       ::close(descriptor_);
-      bad_input(name_, "is not a regular file");
+      bad_input(name_, "is not a regular file (must be one: no directory, pipe or device)");
     }
     size_ = static_cast<uint64_t>(status.st_size);
   }

@@ -30,9 +30,9 @@ TEST(Config, SaysFileKeyValueAndRange) {
   EXPECT_EQ(error_of([&] { return c.integer("hidden_size", 1, 9); }),
             "config.json: hidden_size: is the text 'big' (must be a whole number from 1 to 9)");
   EXPECT_EQ(error_of([&] { return c.integer("half", 0, 9); }), "config.json: half: is 0.5 (must be a whole number from 0 to 9)");
-  EXPECT_EQ(error_of([&] { return c.integer("vocab_size", 1, 9); }), "config.json: vocab_size: is missing");
+  EXPECT_EQ(error_of([&] { return c.integer("vocab_size", 1, 9); }), "config.json: vocab_size: is missing (must be a whole number from 1 to 9)");
   EXPECT_EQ(error_of([&] { return c.number("eps", 0, 1); }), "config.json: eps: is 2.5 (must be a number from 0 to 1)");
-  EXPECT_EQ(error_of([&] { return c.number("name_", 0, 1); }), "config.json: name_: is missing");
+  EXPECT_EQ(error_of([&] { return c.number("name_", 0, 1); }), "config.json: name_: is missing (must be a number from 0 to 1)");
   EXPECT_EQ(error_of([&] { return c.boolean("flag", false); }), "config.json: flag: is 1 (must be true or false)");
   EXPECT_EQ(error_of([&] { return c.text("name"); }), "config.json: name: is 7 (must be text)");
   EXPECT_EQ(error_of([&] { return c.integers("list", 0, 9, 4); }),
