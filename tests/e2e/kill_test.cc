@@ -11,10 +11,10 @@
 namespace tandem::e2e {
 namespace {
 
-constexpr double kStatus = 3 * kSlowFactor;    // from the blow to the last stream's status
-constexpr double kJobEnd = 4 * kSlowFactor;    // from the blow to the end of a plain mpirun job
-constexpr double kOrphans = 1 * kSlowFactor;   // from the coordinator's death to the last worker's
-constexpr double kBack = 30 * kSlowFactor;     // until it serves again
+constexpr double kStatus = 3 * kSlowFactor;   // from the blow to the last stream's status
+constexpr double kJobEnd = 4 * kSlowFactor;   // from the blow to the end of a plain mpirun job
+constexpr double kOrphans = 1 * kSlowFactor;  // from the coordinator's death to the last worker's
+constexpr double kBack = 30 * kSlowFactor;    // until it serves again
 
 enum class Blow { kill, stop, exit };
 enum class When { idle, decode, prefill, load };
@@ -26,9 +26,12 @@ std::string name(When when) {
 
 bool strike(Blow blow, pid_t pid) {
   switch (blow) {
-    case Blow::kill: return kill(pid, SIGKILL) == 0;
-    case Blow::stop: return kill(pid, SIGSTOP) == 0;
-    case Blow::exit: return make_it_exit(pid);
+    case Blow::kill:
+      return send_signal(pid, SIGKILL);
+    case Blow::stop:
+      return send_signal(pid, SIGSTOP);
+    case Blow::exit:
+      return pid > 1 && make_it_exit(pid);
   }
   return false;
 }
@@ -39,7 +42,9 @@ struct Case {
   Blow blow;
   When when;
 };
-void PrintTo(const Case& c, std::ostream* out) { *out << e2e::name(c.way) << " rank " << c.rank << " " << name(c.blow) << " " << name(c.when); }
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << e2e::name(c.way) << " rank " << c.rank << " " << name(c.blow) << " " << name(c.when);
+}
 std::string case_name(const testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;
   return e2e::name(c.way) + "_rank" + std::to_string(c.rank) + "_" + name(c.blow) + "_" + name(c.when);
@@ -61,7 +66,8 @@ class Kill : public testing::TestWithParam<Case> {
     std::vector<std::unique_ptr<Stream>> streams;
     const bool tiny = *model_ == kLlama;
     if (GetParam().when == When::decode) {
-      for (uint32_t i = 0; i < 3; ++i) streams.push_back(std::make_unique<Stream>(server.address, ask_ids(some_ids(5, i), tiny ? 250 : 4000)));
+      for (uint32_t i = 0; i < 3; ++i)
+        streams.push_back(std::make_unique<Stream>(server.address, ask_ids(some_ids(5, i), tiny ? 250 : 4000)));
       for (auto& stream : streams) EXPECT_TRUE(stream->wait_tokens(3));
     }
     if (GetParam().when == When::prefill) {
@@ -207,7 +213,8 @@ TEST_F(Above, CoordinatorKilledTakesItsWorkersAlong) {
   EXPECT_TRUE(stream.wait_tokens(1));
   const Stopwatch clock;
   server.process.signal(SIGKILL);
-  for (const ProcessHandle& process : below) EXPECT_TRUE(process.wait_gone(std::max(0.0, kOrphans - clock.seconds()))) << command_of(process.pid());
+  for (const ProcessHandle& process : below)
+    EXPECT_TRUE(process.wait_gone(std::max(0.0, kOrphans - clock.seconds()))) << command_of(process.pid());
   RecordProperty("gone_ms", static_cast<int>(clock.seconds() * 1000));
   EXPECT_TRUE(stream.wait_end(kStatus));
   EXPECT_EQ(server.process.wait(1), 128 + SIGKILL);
@@ -223,7 +230,7 @@ TEST_F(Above, ItsMpirunKilledIsAnEpochLost) {
   ASSERT_GT(mpirun, 0);
   std::vector<ProcessHandle> ranks;
   for (const pid_t pid : server.ranks()) ranks.emplace_back(pid);
-  kill(mpirun, SIGKILL);
+  send_signal(mpirun, SIGKILL);
   EXPECT_TRUE(server.health->wait(false, kStatus));
   for (const ProcessHandle& rank : ranks) EXPECT_TRUE(rank.wait_gone(kOrphans));
   EXPECT_TRUE(server.health->wait(true, kBack));

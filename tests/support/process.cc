@@ -58,7 +58,9 @@ std::optional<Stat> stat_of(const std::string& pid) {
   const size_t end = text.rfind(')');  // the name before it may hold anything
   if (end == std::string::npos) return std::nullopt;
   Stat stat;
-  if (std::sscanf(text.c_str() + end + 1, " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &stat.state, &stat.parent, &stat.user, &stat.system) != 4) return std::nullopt;
+  if (std::sscanf(text.c_str() + end + 1, " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &stat.state, &stat.parent, &stat.user,
+                  &stat.system) != 4)
+    return std::nullopt;
   return stat;
 }
 
@@ -134,6 +136,8 @@ std::optional<std::string> Process::line(std::string_view prefix, double seconds
   close(changes);
   return found;
 }
+
+bool send_signal(pid_t pid, int number) { return pid > 1 && kill(pid, number) == 0; }
 
 ProcessHandle::ProcessHandle(pid_t pid) : pid_(pid), fd_(pidfd(pid)) {}
 ProcessHandle::~ProcessHandle() {

@@ -45,6 +45,9 @@ class Process {
   std::optional<int> code_;
 };
 
+// To one process and no other: kill() of an id that somebody failed to find would reach everyone. False: there is no such process.
+bool send_signal(pid_t pid, int number);
+
 // A process that this one did not start, named once and for all: a later process with the same id is another.
 class ProcessHandle {
  public:
@@ -54,7 +57,7 @@ class ProcessHandle {
   ProcessHandle(const ProcessHandle&) = delete;
 
   pid_t pid() const { return pid_; }
-  bool signal(int number) const;        // false: it is gone
+  bool signal(int number) const;  // false: it is gone
   bool wait_gone(double seconds) const;
   bool gone() const { return wait_gone(0); }
 
@@ -67,11 +70,11 @@ class ProcessHandle {
 void adopt_orphans();
 // Processes below `root` that are not zombies, root excluded.
 std::vector<pid_t> descendants(pid_t root);
-std::string command_of(pid_t pid);          // its command line, words separated by blanks
+std::string command_of(pid_t pid);  // its command line, words separated by blanks
 // Waits until nothing lives below `root`; else what lives.
 std::vector<pid_t> wait_childless(pid_t root, double seconds);
 
-double cpu_seconds(pid_t pid);              // user and system time of all its threads
+double cpu_seconds(pid_t pid);  // user and system time of all its threads
 uint64_t resident_bytes(pid_t pid);
 
 // Makes another process call exit_group(0) wherever it is: an orderly-looking end that the program did not intend. False when this
