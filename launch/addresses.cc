@@ -71,7 +71,9 @@ std::string reachable_address(const std::string& addresses, double seconds) {
   std::istringstream list(addresses);
   for (std::string address; std::getline(list, address, ',');) theirs.push_back(address);
   const std::vector<std::string> ours = host_addresses();
-  const auto is_ours = [&](const std::string& address) { return std::find(ours.begin(), ours.end(), address.substr(0, address.rfind(':'))) != ours.end(); };
+  const auto is_ours = [&](const std::string& address) {
+    return std::find(ours.begin(), ours.end(), address.substr(0, address.rfind(':'))) != ours.end();
+  };
   if (!std::all_of(theirs.begin(), theirs.end(), is_ours)) std::erase_if(theirs, is_ours);
 
   std::vector<Attempt> attempts;
@@ -99,7 +101,9 @@ std::string reachable_address(const std::string& addresses, double seconds) {
     }
   }
   for (const Attempt& attempt : attempts) close(attempt.fd);
-  if (chosen.empty()) fail(Code::unavailable, "control stream", "no way from " + (ours.empty() ? "here" : ours.front()) + " to the coordinator at " + addresses);
+  if (chosen.empty())
+    fail(Code::unavailable, "control stream",
+         "no way from " + (ours.empty() ? "here" : ours.front()) + " to the coordinator at " + addresses);
   return chosen;
 }
 

@@ -27,7 +27,7 @@ CLI::Validator seed_number() {
 }  // namespace
 
 void add_options(CLI::App& app, ModelOptions& o) {
-  app.add_option("MODEL", o.model, "Hugging Face directory, .gguf file, config.json or preset:NAME")->required();
+  app.add_option("MODEL", o.model, "Hugging Face directory or .gguf file")->required();
   app.add_option("--format", o.format, "format of the weights: keep, nf4, fp32, ...; per module: nf4,lm_head=bf16")->capture_default_str();
   app.add_flag("--double-quant", o.double_quant, "nf4: quantize the scales too")->group(kMore);
   app.add_option("--compute", o.compute, "activations in a product: auto, fp32, bf16, fp16, int8")->capture_default_str();

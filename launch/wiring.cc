@@ -62,6 +62,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   }
   d->compute = compute_label(d->blueprint);
   const int ranks = d->plan.mesh.size();
+  if (in_job) d->read_text(options);
 
   if (in_job || (options.ranks == RanksAre::processes && ranks > 1)) {
     WorkerTerms terms{options.model, threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor};
@@ -113,19 +114,24 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   engine.check_digests = options.check_digests;
   d->engine = std::make_unique<Engine>(engine, *d->group);
   d->engine->start();  // the ranks load while the tokenizer is read
-  d->text = options.needs_text ? open_text(d->blueprint) : std::make_unique<OpenText>();
-  TextSide& side = d->text->side;
-  side.vocab = engine.vocab;
-  side.context = engine.context;
-  side.model = d->blueprint.checkpoint.name;
-  side.compute = d->compute;
-  side.family = d->blueprint.model->family();
-  side.format = d->blueprint.formats.label;
-  side.kv_dtype = name(d->blueprint.arithmetic.kv);
-  side.digest = d->blueprint.checkpoint.digest;
-  side.layers = d->blueprint.model->shape.layers;
-  side.max_batch = engine.max_batch;
+  if (!in_job) d->read_text(options);
   return d;
+}
+
+void Deployment::read_text(const DeployOptions& options) {
+  text = options.needs_text ? open_text(blueprint) : std::make_unique<OpenText>();
+  TextSide& side = text->side;
+  side.vocab = static_cast<int32_t>(blueprint.model->shape.vocab);
+  side.context = plan.workload.context;
+  side.model = blueprint.checkpoint.name;
+  side.compute = compute;
+  side.family = blueprint.model->family();
+  side.format = blueprint.formats.label;
+  side.kv_dtype = name(blueprint.arithmetic.kv);
+  side.digest = blueprint.checkpoint.digest;
+  side.layers = blueprint.model->shape.layers;
+  side.max_batch = plan.workload.batch;
+  if (options.check) options.check(*this);
 }
 
 Deployment::~Deployment() {

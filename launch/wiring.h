@@ -1,6 +1,7 @@
 // Puts the concrete pieces together: a model opened, planned, its ranks started, an engine over them. The one place where classes are
 // chosen. Used by every command that runs a model.
 #pragma once
+#include <functional>
 #include <memory>
 
 #include "launch/options.h"
@@ -13,6 +14,8 @@ namespace tandem {
 
 enum class RanksAre : uint8_t { threads, processes };  // what --ranks N means to the command (under mpirun: the job's processes)
 
+class Deployment;
+
 struct DeployOptions {
   ModelOptions model;
   PlanRequest plan;
@@ -23,6 +26,9 @@ struct DeployOptions {
   std::string hosts, log_level;    // of worker processes
   std::string control_listen;      // "": a port on loopback; on every interface when ranks are on other hosts
   double lease_seconds = 1, step_deadline_seconds = 10;
+  // Whether what is asked suits the model; throws when not. Blueprint, plan and text are there. In an MPI job it comes before the ranks
+  // start: one that is cut off later would give the job its own exit code.
+  std::function<void(const Deployment&)> check;
 };
 
 // Owns everything between a prompt and its tokens, on the coordinator.
@@ -48,6 +54,7 @@ class Deployment {
 
  private:
   Deployment() = default;
+  void read_text(const DeployOptions& options);  // and checks
   Clock::time_point started_;
 };
 

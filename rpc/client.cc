@@ -7,6 +7,7 @@
 #include "rpc/convert.h"
 #include "rpc/grpc_log.h"
 #include "rpc/health.grpc.pb.h"
+#include "rpc/slow_factor.h"
 #include "rpc/tandem.grpc.pb.h"
 
 namespace tandem {
@@ -45,7 +46,7 @@ struct Client::Core {
       const grpc_connectivity_state state = channel->GetState(true);
       if (state == GRPC_CHANNEL_READY) return;
       const bool failed = state == GRPC_CHANNEL_TRANSIENT_FAILURE && options.connect_seconds <= 0;
-      const bool changed = !failed && channel->WaitForStateChange(state, options.connect_seconds > 0 ? deadline : after(10));
+      const bool changed = !failed && channel->WaitForStateChange(state, options.connect_seconds > 0 ? deadline : after(10 * kSlowFactor));
       if (failed || !changed) {
         fail(Code::unavailable, std::string(name(Code::unavailable)),
              "nobody listens on " + address + " (is `tandem serve` running there?)");

@@ -17,8 +17,8 @@ namespace {
 
 struct Options {
   DeployOptions deploy;
-  std::string cases = "load,ttft,prefill/512,decode/b1/c128";
-  int32_t tokens = 128, repeat = 3;
+  std::string cases;
+  int32_t batch = 1, prompt_tokens = 0, tokens = 128, repeat = 3;
   bool json = false;
 };
 
@@ -122,6 +122,10 @@ class Bench {
 };
 
 int bench(Options& o, ThisJob& job) {
+  if (o.cases.empty()) {
+    o.cases = "load,ttft,prefill/" + std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 512) + ",decode/b" + std::to_string(o.batch) + "/c" +
+              std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 128);
+  }
   int32_t context = 0, batch = 1;
   std::vector<std::string> cases;
   std::stringstream list(o.cases);
@@ -205,7 +209,10 @@ Command add_bench(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("bench", "Speed of a model on these devices, beside the memory bandwidth measured in the same run");
   add_options(*command, options->deploy.model);
-  command->add_option("--cases", options->cases, "load, ttft, prefill/TOKENS, decode/bBATCH/cCONTEXT")->capture_default_str();
+  command->add_option("--cases", options->cases, "load, ttft, prefill/TOKENS, decode/bBATCH/cCONTEXT; default: load,ttft,prefill/512,decode/b1/c128");
+  CLI::Option* cases = command->get_option("--cases");
+  command->add_option("--batch", options->batch, "of the default cases: sequences at once")->check(CLI::Range(1, 4096))->excludes(cases);
+  command->add_option("--prompt-tokens", options->prompt_tokens, "of the default cases: tokens of a prompt")->check(CLI::Range(1, 1000000))->excludes(cases);
   command->add_option("--tokens", options->tokens, "tokens to decode")->capture_default_str()->check(CLI::Range(2, 100000));
   command->add_option("--repeat", options->repeat, "runs of each case, after one to warm up")->capture_default_str()->check(CLI::Range(1, 1000));
   add_options(*command, options->deploy.plan.place);

@@ -47,8 +47,8 @@ std::string json_line(const Deployment& deployment, const LocalAnswer& answer) {
 int generate_one(Options& o, ThisJob& job) {
   Ask ask = ask_of(o.prompt);
   ask.return_prompt_ids = o.json;
+  o.deploy.check = [&ask](const Deployment& deployment) { check_input(ask, deployment); };
   const auto deployment = Deployment::start(o.deploy, job);
-  check_input(ask, *deployment);
   deployment->wait_ready();
   const LocalAnswer answer = ask_engine(*deployment, ask, [&](const AnswerDelta& delta) {
     if (!o.json) show_now(stdout, delta.text);
@@ -104,15 +104,17 @@ int generate_many(Options& o, ThisJob& job) {
   if (o.prompt.has_prompt || o.prompt.has_ids || o.prompt.has_chat) bad_input("--prompt", "is given twice (one of --prompt, --prompt-ids, --chat, --prompts)");
   std::vector<PromptLine> prompts = read_prompts(o.prompts_file, o.prompt);
   o.deploy.plan.default_batch = static_cast<int>(std::min<size_t>(prompts.size(), kDefaultBatch));
-  const auto deployment = Deployment::start(o.deploy, job);
-  for (PromptLine& line : prompts) {
-    line.ask.return_prompt_ids = true;
-    try {
-      check_input(line.ask, *deployment);
-    } catch (const Error& error) {
-      throw Error(error.code, o.prompts_file + ":" + std::to_string(line.number), error.what());
+  for (PromptLine& line : prompts) line.ask.return_prompt_ids = true;
+  o.deploy.check = [&](const Deployment& deployment) {
+    for (const PromptLine& line : prompts) {
+      try {
+        check_input(line.ask, deployment);
+      } catch (const Error& error) {
+        throw Error(error.code, o.prompts_file + ":" + std::to_string(line.number), error.what());
+      }
     }
-  }
+  };
+  const auto deployment = Deployment::start(o.deploy, job);
   deployment->wait_ready();
 
   // Twice the batch, so that a place never stays empty; no more than the queue takes.

@@ -147,6 +147,7 @@ Command add_inspect(CLI::App& app) {
   Options& o = *options;
   CLI::App* command = app.add_subcommand("inspect", "Modules, parameters and bytes of a model; one tensor as numbers");
   add_options(*command, o.model);
+  command->get_option("MODEL")->description("Hugging Face directory, .gguf file, config.json or preset:NAME");
   command->add_option("--tensor", o.tensor, "a tensor by its Hugging Face or GGUF name; --format quantizes it on the way");
   command->add_flag("--dequantize", o.dequantize, "write it as float32, rows in Hugging Face's order");
   command->add_option("-o,--output", o.output, "NumPy file to write");

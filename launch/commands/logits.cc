@@ -1,4 +1,6 @@
 // tandem logits: the model's output for given ids, as a NumPy file.
+#include <optional>
+
 #include "kernels/base/error.h"
 #include "launch/ask_engine.h"
 #include "launch/commands/commands.h"
@@ -16,23 +18,26 @@ int logits(Options& o, ThisJob& job) {
   const std::vector<int32_t> ids = parse_ids(o.ids, "--prompt-ids");
   o.deploy.plan.all_logits = true;
   o.deploy.needs_text = false;
+  std::optional<NpyWriter> file;
+  o.deploy.check = [&](const Deployment& deployment) {
+    const int64_t vocab = deployment.blueprint.model->shape.vocab;
+    for (const int32_t id : ids) {
+      if (id >= vocab) bad_input("--prompt-ids", "holds " + std::to_string(id) + " (must be ids of the vocabulary, 0 to " + std::to_string(vocab - 1) + ")");
+    }
+    if (const int32_t context = deployment.plan.workload.context; ids.size() > static_cast<size_t>(context)) {
+      bad_input("--prompt-ids", "are " + std::to_string(ids.size()) + " tokens (at most the context, " + std::to_string(context) + ")");
+    }
+    file.emplace(o.output, static_cast<int64_t>(ids.size()), vocab);
+  };
   const auto deployment = Deployment::start(o.deploy, job);
-  const int64_t vocab = deployment->blueprint.model->shape.vocab;
-  for (const int32_t id : ids) {
-    if (id >= vocab) bad_input("--prompt-ids", "holds " + std::to_string(id) + " (must be ids of the vocabulary, 0 to " + std::to_string(vocab - 1) + ")");
-  }
-  if (const int32_t context = deployment->plan.workload.context; ids.size() > static_cast<size_t>(context)) {
-    bad_input("--prompt-ids", "are " + std::to_string(ids.size()) + " tokens (at most the context, " + std::to_string(context) + ")");
-  }
   deployment->wait_ready();
-  NpyWriter file(o.output, static_cast<int64_t>(ids.size()), vocab);
   int64_t next = 0;
   prompt_logits(*deployment, ids, [&](const StepLogits& piece) {
     if (piece.first != next) fail(Code::internal, "logits", "came out of order");
     next += piece.rows;
-    file.write(piece.values);
+    file->write(piece.values);
   });
-  file.finish();
+  file->finish();
   return 0;
 }
 

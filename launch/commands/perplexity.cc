@@ -34,10 +34,14 @@ int perplexity(Options& o, ThisJob& job) {
   if (o.window < 2) bad_input("--context", "is " + std::to_string(o.window) + " (must be at least 2)");
   o.deploy.plan.all_logits = true;
   o.deploy.plan.size.context = o.window;
+  std::vector<int32_t> ids;
+  o.deploy.check = [&](const Deployment& deployment) {
+    const Tokenizer* tokenizer = deployment.text->side.tokenizer;
+    if (!tokenizer) bad_input(o.deploy.model.model, "has no tokenizer (a directory with tokenizer.json or a .gguf file is needed)");
+    ids = tokenizer->encode(text, true);
+    if (ids.size() < 2) bad_input(o.file, "is too short (at least two tokens)");
+  };
   const auto deployment = Deployment::start(o.deploy, job);
-  if (!deployment->text->side.tokenizer) bad_input(o.deploy.model.model, "has no tokenizer (a directory with tokenizer.json or a .gguf file is needed)");
-  const std::vector<int32_t> ids = deployment->text->side.tokenizer->encode(text, true);
-  if (ids.size() < 2) bad_input(o.file, "is too short (at least two tokens)");
   deployment->wait_ready();
   const int64_t vocab = deployment->blueprint.model->shape.vocab;
   double total = 0;

@@ -71,6 +71,7 @@ Command add_plan(CLI::App& app) {
   Options& o = *options;
   CLI::App* command = app.add_subcommand("plan", "Where every layer would go and whether it fits; no GPU, no weights read");
   add_options(*command, o.model);
+  command->get_option("MODEL")->description("Hugging Face directory, .gguf file, config.json or preset:NAME");
   command->get_option("MODEL")->required(false);
   add_options(*command, o.request.budget);
   add_options(*command, o.request.size);

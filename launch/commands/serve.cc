@@ -108,7 +108,7 @@ Command add_serve(CLI::App& app) {
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
   command->add_option("--hosts", options->deploy.hosts, "with --ranks: hosts for mpirun, a,b");
-  command->add_option("--control", options->deploy.control_listen, "HOST:PORT that ranks dial (default: loopback, or every interface when ranks are on other hosts)");
+  command->add_option("--control", options->deploy.control_listen, "HOST:PORT that ranks dial (default: loopback; every interface with --hosts)");
   command->add_option("--drain-seconds", options->drain_seconds, "time that running answers get at the end")->capture_default_str()->check(between(0, 1e6));
   command->add_option("--lease-seconds", options->deploy.lease_seconds, "silence after which a rank is dead")->capture_default_str()->check(between(0.05, 1e6));
   command->add_option("--step-deadline-seconds", options->deploy.step_deadline_seconds, "a step that takes longer means a hung rank")->capture_default_str()->check(between(0.05, 1e6));

@@ -37,9 +37,9 @@ std::string joined(const std::vector<int32_t>& ids) {
 // One way of running a model, as words of a command line.
 struct How {
   std::string name;
-  int job = 0;                     // ranks under mpirun; 0: none
+  int job = 0;  // ranks under mpirun; 0: none
   std::vector<std::string> options;
-  bool serve = false;              // behind a server, asked by `tandem client`
+  bool serve = false;  // behind a server, asked by `tandem client`
 };
 const std::vector<How>& all_ways() {
   static const std::vector<How> ways = {
@@ -99,8 +99,13 @@ TEST_P(EqualAnswers, Tiny) {
     const auto& options = GetParam().options;
     const bool tp = std::find(options.begin(), options.end(), "--tp") != options.end();
     if (tp && config["num_key_value_heads"].get<int>() % 3 != 0) continue;  // its heads do not divide
-    if (!tp && config["num_hidden_layers"].get<int>() < (GetParam().job > 0 ? GetParam().job : options.empty() ? 1 : std::stoi(options.at(1)))) continue;
-    const json answer = ask(GetParam(), model, {"--prompt-ids", joined(expected.prompt), "--max-tokens", std::to_string(expected.greedy.size())}, {"--compute", "fp32"});
+    if (!tp && config["num_hidden_layers"].get<int>() < (GetParam().job > 0 ? GetParam().job
+                                                         : options.empty()  ? 1
+                                                                            : std::stoi(options.at(1))))
+      continue;
+    const json answer =
+        ask(GetParam(), model, {"--prompt-ids", joined(expected.prompt), "--max-tokens", std::to_string(expected.greedy.size())},
+            {"--compute", "fp32"});
     ASSERT_TRUE(answer.is_object());
     EXPECT_EQ(answer["token_ids"].get<std::vector<int32_t>>(), expected.greedy);
     EXPECT_EQ(answer["prompt_token_ids"].get<std::vector<int32_t>>(), expected.prompt);
@@ -113,7 +118,8 @@ TEST_P(EqualAnswers, SmolLM2) {
   if (!model) GTEST_SKIP() << kNoSmolLM2;
   const Expected expected = expected_from(read_json("smollm2/expected.json")["cases"][0]);
   const json answer =
-      ask(GetParam(), *model, {"--prompt", "The capital of France is", "--max-tokens", std::to_string(expected.greedy.size())}, {"--compute", "fp32", "--context", "256"});
+      ask(GetParam(), *model, {"--prompt", "The capital of France is", "--max-tokens", std::to_string(expected.greedy.size())},
+          {"--compute", "fp32", "--context", "256"});
   ASSERT_TRUE(answer.is_object());
   EXPECT_EQ(answer["prompt_token_ids"].get<std::vector<int32_t>>(), expected.prompt);
   std::vector<int32_t> ids = answer["token_ids"], wanted = expected.greedy;
@@ -124,13 +130,15 @@ TEST_P(EqualAnswers, SmolLM2) {
   EXPECT_EQ(ids, wanted);
 }
 
-INSTANTIATE_TEST_SUITE_P(E2e, EqualAnswers, testing::ValuesIn(all_ways()), [](const testing::TestParamInfo<How>& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(E2e, EqualAnswers, testing::ValuesIn(all_ways()),
+                         [](const testing::TestParamInfo<How>& info) { return info.param.name; });
 
 // Sampled answers, too: a draw depends on the seed and the token's place alone. Pipeline splits give the same bits.
 TEST(SampledAnswers, DoNotDependOnHowRanksAreMade) {
   std::set<std::string> texts;
   for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{{}, {"--ranks", "2"}, {"--pp", "3"}}) {
-    std::vector<std::string> words = {TANDEM_BINARY, "generate", kLlama, "--prompt-ids", "5,6,7", "--max-tokens", "60", "--ignore-eos", "--temperature", "1.3", "--seed", "11", "--json"};
+    std::vector<std::string> words = {TANDEM_BINARY,  "generate",      kLlama, "--prompt-ids", "5,6,7", "--max-tokens", "60",
+                                      "--ignore-eos", "--temperature", "1.3",  "--seed",       "11",    "--json"};
     words.insert(words.end(), options.begin(), options.end());
     Process process(words);
     ASSERT_EQ(process.wait(60 * kSlowFactor), 0) << process.err();
@@ -146,8 +154,9 @@ TEST(SlowMixtral, OfEqualExpertsAnswersAsTheDenseModel) {
   const json cases = read_json("smollm2/expected.json")["cases"];
   for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{{}, {"--ranks", "2"}, {"--tp", "3"}}) {
     const Expected expected = expected_from(cases[0]);
-    std::vector<std::string> words = {TANDEM_BINARY, "generate", *model, "--prompt-ids", joined(expected.prompt), "--max-tokens", "32", "--ignore-eos",
-                                      "--temperature", "0", "--compute", "fp32", "--context", "256", "--json"};
+    std::vector<std::string> words = {TANDEM_BINARY,  "generate", *model,         "--prompt-ids",  joined(expected.prompt),
+                                      "--max-tokens", "32",       "--ignore-eos", "--temperature", "0",
+                                      "--compute",    "fp32",     "--context",    "256",           "--json"};
     words.insert(words.end(), options.begin(), options.end());
     SCOPED_TRACE(testing::PrintToString(options));
     Process process(words);

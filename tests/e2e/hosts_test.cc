@@ -28,12 +28,14 @@ class Hosts : public testing::Test {
     if (geteuid() != 0) GTEST_SKIP() << "only root can make network namespaces";
     if (!shell("ip netns add " + here_)) GTEST_SKIP() << "this machine does not allow network namespaces (ip netns add)";
     ASSERT_TRUE(shell("ip netns add " + there_));
-    if (!shell("ip link add " + cable_ + "a netns " + here_ + " type veth peer name " + cable_ + "b netns " + there_)) GTEST_SKIP() << "this machine has no veth";
+    if (!shell("ip link add " + cable_ + "a netns " + here_ + " type veth peer name " + cable_ + "b netns " + there_))
+      GTEST_SKIP() << "this machine has no veth";
     for (const auto& [space, end, address] : {std::tuple(here_, "a", kHere), {there_, "b", kThere}}) {
       ASSERT_TRUE(shell("ip -n " + space + " addr add " + address + "/24 dev " + cable_ + end));
       ASSERT_TRUE(shell("ip -n " + space + " link set lo up && ip -n " + space + " link set " + cable_ + end + " up"));
       // The same address on both, as container bridges have it: nobody must dial it.
-      ASSERT_TRUE(shell("ip -n " + space + " link add bridge0 type bridge && ip -n " + space + " addr add 172.31.255.1/24 dev bridge0 && ip -n " + space + " link set bridge0 up"));
+      ASSERT_TRUE(shell("ip -n " + space + " link add bridge0 type bridge && ip -n " + space +
+                        " addr add 172.31.255.1/24 dev bridge0 && ip -n " + space + " link set bridge0 up"));
     }
     std::ofstream(agent()) << "#!/bin/sh\nshift\nexec ip netns exec " << there_ << " sh -c \"$*\"\n";
     ASSERT_TRUE(shell("chmod +x " + agent()));
@@ -51,7 +53,8 @@ class Hosts : public testing::Test {
   }
   std::vector<std::string> job() const {
     std::vector<std::string> words = here(mpirun_words(2));
-    words.insert(words.end(), {"--mca", "plm_rsh_agent", agent(), "--mca", "btl_tcp_if_include", "10.213.77.0/24", "--host", std::string(kHere) + "," + kThere});
+    words.insert(words.end(), {"--mca", "plm_rsh_agent", agent(), "--mca", "btl_tcp_if_include", "10.213.77.0/24", "--host",
+                               std::string(kHere) + "," + kThere});
     return words;
   }
   Ran run(const std::vector<std::string>& words, double seconds = 60 * kSlowFactor) const {
@@ -60,7 +63,8 @@ class Hosts : public testing::Test {
     return {code, process.out(), process.err()};
   }
   Ran client(const std::string& address, const std::string& max_tokens) const {
-    return run(here({TANDEM_BINARY, "client", address, "--connect-seconds", "10", "--prompt-ids", "1,2,3", "--max-tokens", max_tokens, "--ignore-eos", "--temperature", "0", "--json"}));
+    return run(here({TANDEM_BINARY, "client", address, "--connect-seconds", "10", "--prompt-ids", "1,2,3", "--max-tokens", max_tokens,
+                     "--ignore-eos", "--temperature", "0", "--json"}));
   }
   // Asks until there is an answer: health is inside of the namespace.
   json answer(const std::string& address) const {
@@ -73,7 +77,8 @@ class Hosts : public testing::Test {
     return json();
   }
   static json answer_of_one_rank() {
-    Process process({TANDEM_BINARY, "generate", kLlama, "--prompt-ids", "1,2,3", "--max-tokens", "12", "--ignore-eos", "--temperature", "0", "--json"});
+    Process process(
+        {TANDEM_BINARY, "generate", kLlama, "--prompt-ids", "1,2,3", "--max-tokens", "12", "--ignore-eos", "--temperature", "0", "--json"});
     EXPECT_EQ(process.wait(60 * kSlowFactor), 0) << process.err();
     return json::parse(process.out())["token_ids"];
   }
@@ -87,7 +92,8 @@ class Hosts : public testing::Test {
     there[std::strcspn(there, "\n")] = 0;
     for (const pid_t pid : descendants(below)) {
       const ssize_t size = readlink(("/proc/" + std::to_string(pid) + "/ns/net").c_str(), its, sizeof its - 1);
-      if (size > 0 && std::string_view(its, static_cast<size_t>(size)) == there && command_of(pid).starts_with(TANDEM_BINARY)) found.push_back(pid);
+      if (size > 0 && std::string_view(its, static_cast<size_t>(size)) == there && command_of(pid).starts_with(TANDEM_BINARY))
+        found.push_back(pid);
     }
     return found;
   }
@@ -98,7 +104,8 @@ class Hosts : public testing::Test {
 
 TEST_F(Hosts, GenerateAnswersAsOneRank) {
   std::vector<std::string> words = job();
-  words.insert(words.end(), {TANDEM_BINARY, "generate", kLlama, "--prompt-ids", "1,2,3", "--max-tokens", "12", "--ignore-eos", "--temperature", "0", "--json"});
+  words.insert(words.end(), {TANDEM_BINARY, "generate", kLlama, "--prompt-ids", "1,2,3", "--max-tokens", "12", "--ignore-eos",
+                             "--temperature", "0", "--json"});
   const Ran ran = run(words);
   ASSERT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(json::parse(ran.out)["token_ids"], answer_of_one_rank());
@@ -113,7 +120,7 @@ TEST_F(Hosts, ServeUnderMpirun) {
   EXPECT_EQ(answer(address), answer_of_one_rank());
   const std::vector<pid_t> remote = ranks_there(server.pid());
   ASSERT_EQ(remote.size(), 1u);
-  kill(remote[0], SIGKILL);
+  send_signal(remote[0], SIGKILL);
   EXPECT_TRUE(server.line("error: rank 1: ", 3 * kSlowFactor).has_value()) << server.err();
   const auto code = server.wait(8 * kSlowFactor);  // Open MPI takes some 4 s to end daemons on other hosts
   ASSERT_TRUE(code.has_value()) << "the job outlives its remote rank";
@@ -121,8 +128,9 @@ TEST_F(Hosts, ServeUnderMpirun) {
 }
 
 TEST_F(Hosts, ServeStartsRanksOnHosts) {
-  Process server(here({TANDEM_BINARY, "serve", kLlama, "--ranks", "2", "--hosts", std::string(kHere) + "," + kThere, "--listen", "127.0.0.1:0"}),
-                 {"OMPI_MCA_plm_rsh_agent=" + agent(), "OMPI_MCA_btl_tcp_if_include=10.213.77.0/24"});
+  Process server(
+      here({TANDEM_BINARY, "serve", kLlama, "--ranks", "2", "--hosts", std::string(kHere) + "," + kThere, "--listen", "127.0.0.1:0"}),
+      {"OMPI_MCA_plm_rsh_agent=" + agent(), "OMPI_MCA_btl_tcp_if_include=10.213.77.0/24"});
   const std::string address = server.line("listening on ", 30 * kSlowFactor).value_or("");
   ASSERT_NE(address, "") << server.err();
   const json expected = answer_of_one_rank();
@@ -130,7 +138,7 @@ TEST_F(Hosts, ServeStartsRanksOnHosts) {
   std::vector<pid_t> remote = ranks_there(server.pid());
   ASSERT_EQ(remote.size(), 1u);
 
-  kill(remote[0], SIGKILL);  // a rank lost over there
+  send_signal(remote[0], SIGKILL);  // a rank lost over there
   EXPECT_EQ(answer(address), expected);
 
   remote = ranks_there(server.pid());

@@ -160,7 +160,8 @@ TEST(ManyClients, OfEveryKindAtOnce) {
   EXPECT_EQ(load.kv_pages_free, before.kv_pages_total);
   // The first round fills pools and caches; from then on it stays flat.
   constexpr double kMiB = 1 << 20;
-  EXPECT_LT(after[2], after[0] + 8 * kMiB) << "MiB after each round: " << after[0] / kMiB << " " << after[1] / kMiB << " " << after[2] / kMiB;
+  EXPECT_LT(after[2], after[0] + 8 * kMiB) << "MiB after each round: " << after[0] / kMiB << " " << after[1] / kMiB << " "
+                                           << after[2] / kMiB;
   EXPECT_EQ(server.ranks(), ranks);  // nothing was restarted on the way
 }
 

@@ -115,7 +115,8 @@ std::vector<std::string> serve_words(Way way, int ranks, const std::string& mode
 
 }  // namespace
 
-Serving::Serving(Way way, int ranks, const std::string& model, const std::vector<std::string>& more, const std::vector<std::string>& environment)
+Serving::Serving(Way way, int ranks, const std::string& model, const std::vector<std::string>& more,
+                 const std::vector<std::string>& environment)
     : way(way), process(serve_words(way, ranks, model, more), environment) {
   address = process.line("listening on ", 30 * kSlowFactor).value_or("");
   if (!address.empty()) health = std::make_unique<HealthWatch>(address);
@@ -136,7 +137,8 @@ bool Serving::wait_load(const std::function<bool(const Load&)>& as_wanted, doubl
 }
 
 bool Serving::wait_idle(double seconds) const {
-  return wait_load([](const Load& load) { return load.running == 0 && load.waiting == 0 && load.kv_pages_free == load.kv_pages_total; }, seconds);
+  return wait_load([](const Load& load) { return load.running == 0 && load.waiting == 0 && load.kv_pages_free == load.kv_pages_total; },
+                   seconds);
 }
 
 pid_t Serving::coordinator() const {
@@ -154,7 +156,8 @@ std::vector<pid_t> Serving::workers() const {
   std::vector<pid_t> found;
   for (const pid_t pid : descendants(process.pid())) {
     const std::string command = command_of(pid);
-    if (command.starts_with(TANDEM_BINARY) && (way == Way::plain_mpirun || command.find(" worker ") != std::string::npos)) found.push_back(pid);
+    if (command.starts_with(TANDEM_BINARY) && (way == Way::plain_mpirun || command.find(" worker ") != std::string::npos))
+      found.push_back(pid);
   }
   return found;
 }
@@ -172,24 +175,29 @@ struct Stream::Core {
 Stream::Stream(const std::string& address, Ask ask, Options options) : core_(std::make_shared<Core>()) {
   thread_ = std::thread([core = core_, address, ask = std::move(ask), options] {
     const Stopwatch clock;
-    const auto client = options.client ? options.client : std::make_shared<Client>(address, ClientOptions{.connect_seconds = 10 * kSlowFactor, .retry = options.retry});
+    const auto client = options.client
+                            ? options.client
+                            : std::make_shared<Client>(address, ClientOptions{.connect_seconds = 10 * kSlowFactor, .retry = options.retry});
     int deltas = 0;
     std::optional<Code> failed;
     std::string message;
     AnswerEnd end;
     try {
-      end = client->generate(ask, [&](const AnswerDelta& delta) {
-        Lock lock(core->mutex);
-        if (deltas++ == 0) core->ended.first_delta = clock.seconds();
-        core->ended.text += delta.text;
-        core->ended.ids.insert(core->ended.ids.end(), delta.token_ids.begin(), delta.token_ids.end());
-        core->changed.notify_all();
-        if (deltas == options.pause_after) {
-          core->paused = true;
-          core->changed.wait(lock, [&] { return !core->paused; });
-        }
-        if (deltas == options.cancel_after) core->call.cancel();
-      }, options.deadline, &core->call);
+      end = client->generate(
+          ask,
+          [&](const AnswerDelta& delta) {
+            Lock lock(core->mutex);
+            if (deltas++ == 0) core->ended.first_delta = clock.seconds();
+            core->ended.text += delta.text;
+            core->ended.ids.insert(core->ended.ids.end(), delta.token_ids.begin(), delta.token_ids.end());
+            core->changed.notify_all();
+            if (deltas == options.pause_after) {
+              core->paused = true;
+              core->changed.wait(lock, [&] { return !core->paused; });
+            }
+            if (deltas == options.cancel_after) core->call.cancel();
+          },
+          options.deadline, &core->call);
     } catch (const Error& error) {
       failed = error.code;
       message = error.what();

@@ -16,13 +16,13 @@ namespace tandem::e2e {
 
 inline const std::string kLlama = TANDEM_FIXTURES "/llama-tiny";  // 3 layers, 3 KV heads, context 256
 inline const std::string kMixtral = TANDEM_FIXTURES "/mixtral-tiny";
-std::optional<std::string> cached_model(const std::string& file);    // in the cache folder that tools/fetch_smollm2.sh fills
+std::optional<std::string> cached_model(const std::string& file);  // in the cache folder that tools/fetch_smollm2.sh fills
 std::optional<std::string> smollm2();
 constexpr const char* kNoSmolLM2 = "SmolLM2 is not in the cache (tools/fetch_smollm2.sh)";
 
 enum class Way { alone, own_mpirun, plain_mpirun };  // serve, serve --ranks N, mpirun -n N serve
 std::string name(Way way);
-std::vector<std::string> mpirun_words(int ranks);    // "mpirun", ...
+std::vector<std::string> mpirun_words(int ranks);  // "mpirun", ...
 
 // Follows grpc.health.v1's Watch of a name.
 class HealthWatch {
@@ -41,7 +41,8 @@ class HealthWatch {
 class Serving {
  public:
   // Returns when it says where it listens, or has ended: address is empty then. `more`: options behind the usual ones.
-  Serving(Way way, int ranks, const std::string& model, const std::vector<std::string>& more = {}, const std::vector<std::string>& environment = {});
+  Serving(Way way, int ranks, const std::string& model, const std::vector<std::string>& more = {},
+          const std::vector<std::string>& environment = {});
 
   ~Serving();  // after a failure: tells what the server said
 
@@ -79,8 +80,8 @@ class Stream {
   struct Options {
     double deadline = 0;
     bool retry = false;
-    int cancel_after = -1;  // deltas
-    int pause_after = -1;   // deltas: reads no more until resume()
+    int cancel_after = -1;           // deltas
+    int pause_after = -1;            // deltas: reads no more until resume()
     std::shared_ptr<Client> client;  // empty: one of its own
   };
   Stream(const std::string& address, Ask ask, Options options);

@@ -34,7 +34,7 @@ TEST_P(Stop, SigtermDrains) {
   std::vector<std::unique_ptr<Stream>> running;
   for (uint32_t i = 0; i < 3; ++i) running.push_back(std::make_unique<Stream>(server.address, ask_ids(some_ids(4, i), long_answer())));
   for (auto& stream : running) ASSERT_TRUE(stream->wait_tokens(1));
-  kill(coordinator, SIGTERM);
+  send_signal(coordinator, SIGTERM);
   EXPECT_TRUE(server.health->wait(false, kSoon));
   if (smollm2()) {  // the three still run
     Stream late(server.address, ask_ids({1, 2, 3}, 1));
@@ -56,7 +56,7 @@ TEST_P(Stop, IdleServerEndsAtOnce) {
   Serving server(GetParam(), 2, kLlama);
   ASSERT_TRUE(server.wait_serving()) << server.process.err();
   const Stopwatch clock;
-  kill(server.coordinator(), SIGINT);
+  send_signal(server.coordinator(), SIGINT);
   EXPECT_EQ(server.process.wait(10 * kSlowFactor), 0) << server.process.err();
   EXPECT_LT(clock.seconds(), 3 * kSlowFactor);
 }
@@ -75,10 +75,10 @@ TEST_P(Stop, SecondSignalEndsAtOnce) {
   const pid_t coordinator = server.coordinator();
   Stream stream(server.address, ask_ids({1, 2, 3}, 4000));
   ASSERT_TRUE(stream.wait_tokens(1));
-  kill(coordinator, SIGTERM);
+  send_signal(coordinator, SIGTERM);
   ASSERT_TRUE(server.health->wait(false, kSoon));
   const Stopwatch clock;
-  kill(coordinator, SIGTERM);
+  send_signal(coordinator, SIGTERM);
   const std::optional<int> code = server.process.wait(kSoon);
   ASSERT_TRUE(code.has_value());
   EXPECT_NE(*code, 0);
@@ -93,7 +93,7 @@ TEST_P(Stop, DrainHasAnEnd) {
   const pid_t coordinator = server.coordinator();
   Stream stream(server.address, ask_ids({1, 2, 3}, 4000));
   ASSERT_TRUE(stream.wait_tokens(1));
-  kill(coordinator, SIGTERM);
+  send_signal(coordinator, SIGTERM);
   EXPECT_EQ(server.process.wait(10 * kSlowFactor), 0) << server.process.err();
   EXPECT_TRUE(stream.wait_end(kSoon));
   EXPECT_TRUE(stream.ended().error.has_value());
@@ -173,7 +173,8 @@ TEST(ClientSignals, SigintCancelsTheAnswer) {
   if (!smollm2()) GTEST_SKIP() << kNoSmolLM2 << ": a tiny model's answer is over before the signal";
   Serving server(Way::own_mpirun, 2, *smollm2());
   ASSERT_TRUE(server.wait_serving()) << server.process.err();
-  Process client({TANDEM_BINARY, "client", server.address, "--prompt-ids", "1,2,3", "--max-tokens", "4000", "--ignore-eos", "--temperature", "0"});
+  Process client(
+      {TANDEM_BINARY, "client", server.address, "--prompt-ids", "1,2,3", "--max-tokens", "4000", "--ignore-eos", "--temperature", "0"});
   ASSERT_TRUE(server.wait_load([](const Load& load) { return load.running == 1; }));
   client.signal(SIGINT);
   EXPECT_EQ(client.wait(kSoon), 1);
@@ -185,7 +186,8 @@ TEST(ClientSignals, KilledClientFreesItsPlace) {
   if (!smollm2()) GTEST_SKIP() << kNoSmolLM2 << ": a tiny model's answer is over before the signal";
   Serving server(Way::own_mpirun, 2, *smollm2());
   ASSERT_TRUE(server.wait_serving()) << server.process.err();
-  Process client({TANDEM_BINARY, "client", server.address, "--prompt-ids", "1,2,3", "--max-tokens", "4000", "--ignore-eos", "--temperature", "0"});
+  Process client(
+      {TANDEM_BINARY, "client", server.address, "--prompt-ids", "1,2,3", "--max-tokens", "4000", "--ignore-eos", "--temperature", "0"});
   ASSERT_TRUE(server.wait_load([](const Load& load) { return load.running == 1; }));
   client.signal(SIGKILL);
   EXPECT_TRUE(server.wait_idle(kSoon));

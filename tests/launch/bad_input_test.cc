@@ -730,15 +730,14 @@ TEST(BadSurroundings, APortInUse) {
 
 // ---- under mpirun: the launcher says more, but only one line is ours
 
-// What is only found once the ranks have started (ids outside the vocabulary) is said once too, but the job's exit code may be that of
-// the rank that is cut off, 1.
 TEST(BadInputUnderMpirun, IsSaidOnce) {
   const std::string model = TANDEM_FIXTURES "/llama-tiny ";
   const TemporaryFolder folder;
   fs::copy(TANDEM_FIXTURES "/llama-tiny", folder / "dir", fs::copy_options::recursive);
   fs::resize_file(folder / "dir/model.safetensors", 500000);
   for (const std::string& command :
-       {"generate " + model, "generate " + model + "--prompt-ids 1 --nonsense", "generate " + model + "--prompt-ids 1 --ranks 3",
+       {"generate " + model, "generate " + model + "--prompt-ids 1 --nonsense", "generate " + model + "--prompt-ids 509", "logits " + model + "--prompt-ids 509 -o /no/such/x.npy",
+        "generate " + model + "--prompt-ids 1 --ranks 3",
         "generate " + model + "--prompt-ids 1 --tp 2", std::string("generate /no/such --prompt x"), "generate " + (folder / "dir") + " --prompt-ids 1",
         "logits " + model + "--prompt-ids 1 -o /no/such/x.npy", "perplexity " + model + "/no/such.txt", "bench " + model + "--cases foo", "serve " + model + "--listen foo",
         "plan " + model + "--context -1", std::string("inspect /no/such"), "tokenize " + model + "--decode 509"}) {

@@ -49,7 +49,7 @@ TEST(Budget, CoordinatorPerToken) {
     FakeGroup group(options, Served::with_time(slow_steps(2)));
     Engine engine(options, group);
     engine.start();
-    ASSERT_TRUE(engine.wait_for(EngineState::serving, std::chrono::seconds(20)));
+    ASSERT_TRUE(engine.wait_for(EngineState::serving, limit(20000)));
     const double before = cpu_seconds();
     std::vector<std::shared_ptr<FakeSink>> sinks;
     for (int i = 0; i < kStreams; ++i) {

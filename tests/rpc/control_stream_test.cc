@@ -13,6 +13,7 @@
 
 #include "rpc/remote_worker.h"
 #include "rpc/worker_service.h"
+#include "tests/support/limit.h"
 
 extern char** environ;
 
@@ -177,15 +178,18 @@ TEST(ControlStream, StepsGoOutAndResultsComeBackInOrder) {
   for (int rank = 0; rank < 2; ++rank) {
     workers.push_back(worker_thread(dial(c.server.address(), rank),
                                     [&, rank](const WelcomeTerms& terms, Rendezvous& meet, const WorkerCallbacks& callbacks) {
-                                      welcomes[static_cast<size_t>(rank)] = terms;
-                                      if (rank == 0) fetched = meet.fetch("key", std::chrono::seconds(10));
                                       if (rank == 1) meet.publish("key", std::string("a\0b", 3));
+                                      const std::string got = rank == 0 ? meet.fetch("key", limit(10000)) : "";
+                                      c.note([&] {
+                                        welcomes[static_cast<size_t>(rank)] = terms;
+                                        if (rank == 0) fetched = got;
+                                      });
                                       return echo(callbacks);
                                     }));
   }
   ASSERT_TRUE(c.all_ready());
   EXPECT_EQ(fetched, std::string("a\0b", 3));
-  EXPECT_EQ(c.server.rendezvous().fetch("key", std::chrono::seconds(1)), fetched);
+  EXPECT_EQ(c.server.rendezvous().fetch("key", limit(1000)), fetched);
   EXPECT_EQ(welcomes[1].plan, "the plan");
   EXPECT_EQ(welcomes[1].options, "the options");
   EXPECT_EQ(welcomes[1].ranks, 2);
@@ -208,7 +212,7 @@ TEST(ControlStream, StepsGoOutAndResultsComeBackInOrder) {
 
 TEST(ControlStream, LargeResultsComeInParts) {
   Coordinator c(1);
-  const size_t values = 3 << 20;
+  const auto values = static_cast<size_t>((3 << 20) / kSlowFactor);
   const auto worker = worker_thread(dial(c.server.address(), 0), loads_echo(values));
   ASSERT_TRUE(c.all_ready());
   c.server.broadcast(step(1));
@@ -276,7 +280,7 @@ TEST(ControlStream, FailureAtWorkIsReported) {
   const auto worker = worker_thread(
       dial(c.server.address(), 0),
       [&](const WelcomeTerms&, Rendezvous&, const WorkerCallbacks& callbacks) {
-        kept = callbacks;
+        c.note([&] { kept = callbacks; });
         return echo(callbacks);
       },
       &thrown);
@@ -389,15 +393,15 @@ TEST(ControlStream, RoundTrip) {
     for (int rank = 0; rank < ranks; ++rank) workers.push_back(std::make_unique<WorkerProcess>(c.server.address(), rank));
     ASSERT_TRUE(c.all_ready());
     std::vector<double> trips;
-    for (uint64_t n = 1; n <= 1000; ++n) {
+    for (uint64_t n = 1; n <= 1000 / kSlowFactor; ++n) {
       const auto began = Clock::now();
       c.server.broadcast(step(n));
       ASSERT_TRUE(c.until([&] { return c.results.size() == n * static_cast<size_t>(ranks); }));
       trips.push_back(since(began) * 1e6);
     }
     std::sort(trips.begin(), trips.end());
-    std::printf("[ figures  ] round trip to %d worker processes: p50 %.0f us, p90 %.0f us, p99 %.0f us\n", ranks, trips[500], trips[900],
-                trips[990]);
+    std::printf("[ figures  ] round trip to %d worker processes: p50 %.0f us, p90 %.0f us, p99 %.0f us\n", ranks, trips[trips.size() / 2],
+                trips[trips.size() * 9 / 10], trips[trips.size() * 99 / 100]);
     EXPECT_TRUE(c.server.shutdown());
   }
 }

@@ -171,7 +171,7 @@ TEST(Generate, FullQueueIsRefusedAndRetriedInvisibly) {
   EngineOptions options = toy_engine();
   options.max_batch = 1;
   options.max_queue = 1;
-  Served s(options, slow_steps(4));
+  Served s(options, slow_steps(static_cast<int>(4 * kSlowFactor)));
   s.start();
   s.hear(ask_text("warm", 40));  // by which the server knows how fast places get free
   std::vector<std::jthread> threads;
@@ -356,7 +356,7 @@ TEST(Server, DrainLetsRunningAnswersEnd) {
   Client late = s.client(false);
   EXPECT_EQ(late.state(), "serving");  // is connected
   s.engine.drain();
-  std::jthread stopping([&] { s.server->stop(20); });
+  std::jthread stopping([&] { s.server->stop(20 * kSlowFactor); });
   const auto refused = [&] {
     try {
       late.generate(ask_text("too late", 3), {});
@@ -370,7 +370,7 @@ TEST(Server, DrainLetsRunningAnswersEnd) {
   ASSERT_TRUE(end);
   EXPECT_EQ(end->completion_tokens, 60);
   stopping.join();
-  EXPECT_TRUE(s.engine.wait_for(EngineState::stopped, std::chrono::seconds(5)));
+  EXPECT_TRUE(s.engine.wait_for(EngineState::stopped, limit(5000)));
 }
 
 TEST(Server, StopCutsWhatTakesTooLong) {

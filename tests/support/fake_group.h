@@ -13,14 +13,11 @@
 #include <utility>
 #include <vector>
 
-#include "rpc/slow_factor.h"
 #include "runtime/serving/worker_group.h"
+#include "tests/support/limit.h"
 #include "tests/support/simulated_workers.h"
 
 namespace tandem {
-
-// A time limit of a test.
-inline std::chrono::milliseconds limit(int milliseconds) { return std::chrono::milliseconds(static_cast<int>(milliseconds * kSlowFactor)); }
 
 struct FakeGroupOptions {
   std::chrono::microseconds step_time{0};
