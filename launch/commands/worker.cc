@@ -34,7 +34,7 @@ int work(const Options& o) {
   options.address = reachable_address(o.control, options.connect_seconds);
   options.rank = rank_under_mpirun();
   // MPI starts after the coordinator has been told who is here: whoever stops or dies while the others wait for it in MPI_Init is missed.
-  run_worker(options, [] { return join_job().communicator; }, [](const Error&) { _exit(kLostExit); });
+  run_worker(options, [] { return join_workers(); }, [](const Error&) { _exit(kLostExit); });
   finalize_mpi();
   return 0;
 }

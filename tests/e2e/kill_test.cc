@@ -181,8 +181,6 @@ std::vector<Case> cases(Way way, std::vector<When> times) {
   for (const When when : times) {
     for (const Blow blow : {Blow::kill, Blow::stop, Blow::exit}) {
       for (const int rank : {0, 1}) {
-        // Before rank 0 has spoken over MPI nobody can tell that it is stopped: the others would wait for a slow one just so.
-        if (way == Way::plain_mpirun && when == When::load && blow == Blow::stop && rank == 0) continue;
         all.push_back({way, rank, blow, when});
       }
     }
@@ -246,6 +244,35 @@ TEST_F(Above, PlainMpirunKilledLeavesNoRank) {
   for (const ProcessHandle& rank : ranks) EXPECT_TRUE(rank.wait_gone(kJobEnd)) << rank.pid();
   RecordProperty("gone_ms", static_cast<int>(clock.seconds() * 1000));
 }
+
+// Before rank 0 listens: at once, while the ranks find each other, and while it reads the tokenizer and plans.
+class SlowStart : public Above, public testing::WithParamInterface<int> {};
+
+TEST_P(SlowStart, RankZeroStoppedEndsTheJob) {
+  std::vector<std::string> words = mpirun_words(2);
+  words.insert(words.end(), {TANDEM_BINARY, "serve", smollm2().value_or(kLlama), "--listen", "127.0.0.1:0"});
+  Process job(words);
+  std::vector<pid_t> ranks;
+  for (const Stopwatch clock; ranks.size() < 2 && clock.seconds() < 10 * kSlowFactor;) {
+    ranks.clear();
+    for (const pid_t pid : descendants(job.pid())) {
+      if (command_of(pid).starts_with(TANDEM_BINARY)) ranks.push_back(pid);
+    }
+  }
+  ASSERT_EQ(ranks.size(), 2u);
+  std::this_thread::sleep_for(std::chrono::milliseconds(static_cast<int>(GetParam() * kSlowFactor)));
+  std::sort(ranks.begin(), ranks.end());
+  std::vector<ProcessHandle> handles(ranks.begin(), ranks.end());
+  ASSERT_TRUE(send_signal(ranks[0], SIGSTOP));
+  const Stopwatch clock;
+  const std::optional<int> code = job.wait(40 * kSlowFactor);
+  ASSERT_TRUE(code.has_value()) << job.err();
+  RecordProperty("job_end_ms", static_cast<int>(clock.seconds() * 1000));
+  EXPECT_NE(*code, 0);
+  for (const ProcessHandle& rank : handles) EXPECT_TRUE(rank.wait_gone(kOrphans)) << rank.pid();
+  std::printf("[ figures  ] the job ended after %.1f s\n", clock.seconds());
+}
+INSTANTIATE_TEST_SUITE_P(AfterMilliseconds, SlowStart, testing::Values(0, 300, 400, 500), testing::PrintToStringParamName());
 
 TEST_F(Above, CoordinatorStoppedLosesItsRanksAndGetsNewOnes) {
   Serving server(Way::own_mpirun, 2, kLlama);
