@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "launch/addresses.h"
+#include "launch/progress.h"
 #include "launch/topology.h"
 #include "rpc/worker_service.h"
 
@@ -17,14 +18,16 @@ class ControlGroup final : public WorkerGroup {
 
   void start(uint32_t epoch, GroupEvents events) override {
     launcher_->kill();
-    auto state = std::make_shared<Epoch>();
+    auto state = std::make_shared<Epoch>(settings_.ranks);
     state->number = epoch;
     state->events = std::move(events);
     epoch_ = state;
     const std::string secret = random_secret();
     ControlEvents told;
     told.joined = [](int) {};
+    told.loading = [state](int rank, uint64_t done, uint64_t total) { state->loading.update(rank, done, total); };
     told.ready = [state](std::vector<RankInfo> ranks) {
+      state->loading.finish();
       if (!state->over) state->events.ready(state->number, std::move(ranks));
     };
     told.result = [state](int, StepResult result) {
@@ -39,24 +42,32 @@ class ControlGroup final : public WorkerGroup {
   void submit(StepBytes step) override { control_.broadcast(std::move(step)); }
 
   void stop() override {
-    if (epoch_) epoch_->over = true;
+    if (epoch_) epoch_->end();
     control_.shutdown();
     launcher_->wait(2);
     launcher_->kill();
   }
   void kill() override {
-    if (epoch_) epoch_->over = true;
+    if (epoch_) epoch_->end();
     launcher_->kill();
   }
   bool restartable() const override { return launcher_->can_restart(); }
 
  private:
   struct Epoch {
+    explicit Epoch(int ranks) : loading("loading", ranks) {}
     uint32_t number = 0;
     GroupEvents events;
     std::atomic<bool> over{false};
+    Progress loading;
     void lose(Error why) {
-      if (!over.exchange(true)) events.lost(number, std::move(why));
+      if (over.exchange(true)) return;
+      loading.finish();  // what is said about the loss comes below the bars
+      events.lost(number, std::move(why));
+    }
+    void end() {
+      over = true;
+      loading.finish();
     }
   };
   static ControlOptions options_of(const ControlGroupSettings& settings) {

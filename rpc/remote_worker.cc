@@ -23,6 +23,7 @@ using Seconds = std::chrono::duration<double>;
 constexpr size_t kPartBytes = 1 << 20;  // of a result
 constexpr double kFlushSeconds = 1;     // for last words
 constexpr double kCloseSeconds = 5 * kSlowFactor;
+constexpr double kLoadingSeconds = 0.1;  // between words about how far loading is
 
 std::string host_name() {
   char name[256] = {};
@@ -91,6 +92,15 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
     if (!writing_) write();
   }
 
+  void send_loading(uint64_t done, uint64_t total) {
+    const std::lock_guard lock(mutex_);
+    const Time now = std::chrono::steady_clock::now();
+    if (closing_ || ended_ || (done < total && Seconds(now - loading_told_).count() < kLoadingSeconds)) return;
+    loading_told_ = now;
+    loading_ = {done, total};  // only the latest counts
+    if (!writing_) write();
+  }
+
   // Last words: returns when the coordinator has heard them (it ends the stream), or after a moment.
   void send_failure(const Error& error) {
     wire::FromWorker message;
@@ -108,6 +118,7 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
 
   WorkerCallbacks callbacks() {
     WorkerCallbacks to;
+    to.loading = [this](uint64_t done, uint64_t total) { send_loading(done, total); };
     to.ready = [this] {
       const std::lock_guard lock(mutex_);
       loaded_ = true;
@@ -237,7 +248,7 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
     const std::lock_guard lock(mutex_);
     writing_ = false;
     if (!ok) outgoing_.clear();
-    if (ok && !ended_ && (!outgoing_.empty() || progress_)) return write();
+    if (ok && !ended_ && (!outgoing_.empty() || loading_ || progress_)) return write();
     if (outgoing_.empty()) changed_.notify_all();
   }
   void OnDone(const grpc::Status& status) override {
@@ -258,7 +269,12 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
 
  private:
   void write() {  // with the mutex held
-    if (!outgoing_.empty()) {
+    if (loading_) {  // its last word comes before `ready`
+      current_.Clear();
+      current_.mutable_loading()->set_done_bytes(loading_->first);
+      current_.mutable_loading()->set_total_bytes(loading_->second);
+      loading_.reset();
+    } else if (!outgoing_.empty()) {
       current_ = std::move(outgoing_.front());
       outgoing_.pop_front();
     } else {
@@ -335,6 +351,8 @@ class Session final : public grpc::ClientBidiReactor<wire::FromWorker, wire::Fro
   std::deque<wire::FromWorker> outgoing_;
   wire::FromWorker current_;
   std::optional<uint64_t> progress_;
+  std::optional<std::pair<uint64_t, uint64_t>> loading_;
+  Time loading_told_;
   bool writing_ = false, closing_ = false;
   bool ended_ = false;    // nothing may be written
   bool failing_ = false;  // the end of the stream is no surprise

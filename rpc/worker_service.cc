@@ -280,6 +280,9 @@ void ControlServer::Core::heard(Link& link, wire::FromWorker& message) {
       }
       return;
     }
+    case wire::FromWorker::kLoading:
+      if (now->events.loading) now->events.loading(link.rank, message.loading().done_bytes(), message.loading().total_bytes());
+      return;
     case wire::FromWorker::kProgress:
       if (now->events.progress) now->events.progress(link.rank, message.progress());
       return;

@@ -28,6 +28,7 @@ struct ControlOptions {
 
 struct ControlEvents {
   std::function<void(int rank)> joined;              // said hello, is loading
+  std::function<void(int rank, uint64_t done_bytes, uint64_t total_bytes)> loading;  // a few times a second; may be empty
   std::function<void(std::vector<RankInfo>)> ready;  // every rank is
   std::function<void(int rank, StepResult)> result;
   std::function<void(int rank, uint64_t step)> progress;

@@ -20,6 +20,7 @@ class Worker {
 
 // What a worker tells its owner; called on the worker's thread, must not block.
 struct WorkerCallbacks {
+  std::function<void(uint64_t done_bytes, uint64_t total_bytes)> loading;  // of the checkpoint; may be empty; may be called often
   std::function<void()> ready;                   // loaded; steps may be submitted before, they wait
   std::function<void(StepResult)> result;
   std::function<void(uint64_t step)> progress;   // finished its part of that step (every rank)

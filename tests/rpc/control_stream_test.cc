@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <thread>
@@ -119,6 +120,7 @@ struct Coordinator {
   void expect(int ranks, const std::string& build = "b", uint32_t epoch = 1) {
     ControlEvents events;
     events.joined = [this](int rank) { note([&] { joined.push_back(rank); }); };
+    events.loading = [this](int rank, uint64_t done, uint64_t total) { note([&] { loading.push_back({rank, done, total, !ready.empty()}); }); };
     events.ready = [this](std::vector<RankInfo> infos) { note([&] { ready = std::move(infos); }); };
     events.result = [this](int rank, StepResult result) { note([&] { results.emplace_back(rank, std::move(result)); }); };
     events.progress = [this](int, uint64_t step) { note([&] { progress = std::max(progress, step); }); };
@@ -145,9 +147,16 @@ struct Coordinator {
     return until([&] { return !ready.empty(); });
   }
 
+  struct Loading {
+    int rank;
+    uint64_t done, total;
+    bool after_ready;
+  };
+
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<int> joined;
+  std::vector<Loading> loading;
   std::vector<RankInfo> ready;
   std::vector<std::pair<int, StepResult>> results;
   std::vector<std::pair<int, Error>> failed;
@@ -309,6 +318,41 @@ TEST(ControlStream, LoadingLongIsNoSilence) {
   });
   ASSERT_TRUE(c.all_ready());
   EXPECT_TRUE(c.failed.empty());
+  c.server.shutdown();
+}
+
+TEST(ControlStream, LoadingIsToldTenTimesASecondAndAtItsEnd) {
+  constexpr uint64_t kParts = 600;  // a millisecond each
+  Coordinator c(2);
+  std::atomic<double> took[2] = {0, 0};
+  std::vector<std::jthread> workers;
+  for (int rank = 0; rank < 2; ++rank) {
+    workers.push_back(worker_thread(dial(c.server.address(), rank), [&, rank](const WelcomeTerms&, Rendezvous&, const WorkerCallbacks& callbacks) {
+      const auto began = Clock::now();
+      for (uint64_t part = 1; part <= kParts; ++part) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        callbacks.loading(part << 30, kParts << 30);
+      }
+      took[rank] = since(began);
+      return echo(callbacks);
+    }));
+  }
+  ASSERT_TRUE(c.all_ready());
+  for (int rank = 0; rank < 2; ++rank) {
+    uint64_t last = 0;
+    int words = 0;
+    for (const auto& word : c.loading) {
+      if (word.rank != rank) continue;
+      EXPECT_GT(word.done, last);
+      EXPECT_EQ(word.total, kParts << 30);
+      EXPECT_FALSE(word.after_ready);
+      last = word.done;
+      ++words;
+    }
+    EXPECT_EQ(last, kParts << 30);
+    EXPECT_GE(words, 3);
+    EXPECT_LE(words, 10 * took[rank] + 2);
+  }
   c.server.shutdown();
 }
 
