@@ -1,8 +1,12 @@
-# layer(FOLDER DEPENDENCY...): the static library of one folder (its own .cc files, not those of folders below), named after the
+# layer(FOLDER DEPENDENCY...): the static library of one folder (its own .cc and, with CUDA, .cu files, not those of folders below), named after the
 # folder with _ for /. A dependency with a / or one of the project's folders is another layer.
 function(layer folder)
   string(REPLACE "/" "_" name ${folder})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cc)
+  if(TANDEM_CUDA)
+    file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cu)
+    list(APPEND sources ${kernels})
+  endif()
   list(FILTER sources EXCLUDE REGEX "/launch/main\\.cc$")
   set(kind PUBLIC)
   if(sources)

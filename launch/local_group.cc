@@ -5,8 +5,10 @@
 #include <atomic>
 #include <mutex>
 
-#include "kernels/cpu/backend.h"
+#include "kernels/cuda/plan/cuda.h"
+#include "launch/devices.h"
 #include "sharding/comm/comms.h"
+#include "sharding/comm/nccl.h"
 
 namespace tandem {
 namespace {
@@ -70,6 +72,20 @@ class LocalGroup final : public WorkerGroup {
   std::vector<std::unique_ptr<Worker>> workers_;
 };
 
+// The stage's group on device memory; NCCL where devices cannot reach one another. Null when the rank is alone in its stage.
+std::unique_ptr<PeerGroup> device_peers(const GroupSettings& settings, int rank, Communicator& communicator, Backend& backend,
+                                        std::unique_ptr<PeerGroup>& otherwise) {
+  const Plan& plan = *settings.plan;
+  const std::vector<int> members = plan.mesh.stage_ranks(plan.mesh.stage(rank));
+  if (members.size() < 2) return nullptr;
+  auto& device = dynamic_cast<DeviceCommunicator&>(communicator);
+  device.prepare(members);
+  otherwise = make_peer_group(communicator, plan.mesh);
+  const uint64_t longest = static_cast<uint64_t>(plan.workload.chunk + plan.workload.batch) * static_cast<uint64_t>(settings.blueprint->model->shape.hidden) * sizeof(float);
+  const auto to_all = [&](std::string_view mine) { return exchange(communicator, members, mine); };
+  return cuda::make_cuda_peers(backend, plan.mesh.member(rank), static_cast<int>(members.size()), longest, device.abort_word(), otherwise.get(), to_all);
+}
+
 }  // namespace
 
 WorkerSettings worker_settings(const GroupSettings& settings, int rank, std::function<std::unique_ptr<Communicator>()> communicator) {
@@ -79,11 +95,22 @@ WorkerSettings worker_settings(const GroupSettings& settings, int rank, std::fun
   worker.rank = rank;
   worker.all_logits = settings.all_logits;
   worker.check_digests = settings.check_digests;
-  worker.backend = [threads = settings.threads] { return cpu::make_cpu_backend(threads); };
+  worker.backend = [threads = settings.threads, device = settings.plan->devices.at(static_cast<size_t>(rank)).id] { return make_backend(device, threads); };
   if (communicator) {
-    worker.communicator = [communicator, wait = settings.wait_seconds] {
-      return make_guarded(communicator(), std::chrono::milliseconds(static_cast<int64_t>(wait * 1000)));
-    };
+    const std::chrono::milliseconds wait(static_cast<int64_t>(settings.wait_seconds * 1000));
+    const std::string& device = settings.plan->devices.at(static_cast<size_t>(rank)).id;
+    if (is_gpu(device)) {
+      worker.communicator = [communicator, wait, index = gpu_index(device)](Backend& backend) -> std::unique_ptr<Communicator> {
+        auto made = make_nccl(communicator(), index, backend.stream(), wait);
+        backend.watch([watched = made.get()] { watched->check(); });
+        return made;
+      };
+      worker.peers = [settings, rank, otherwise = std::make_shared<std::unique_ptr<PeerGroup>>()](Communicator& communicator, Backend& backend) {
+        return device_peers(settings, rank, communicator, backend, *otherwise);
+      };
+    } else {
+      worker.communicator = [communicator, wait](Backend&) { return make_guarded(communicator(), wait); };
+    }
   }
   if (settings.progress) worker.progress = settings.progress(rank);
   return worker;

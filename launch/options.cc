@@ -14,11 +14,28 @@ namespace {
 
 constexpr size_t kMostChatBytes = 64 << 20;
 
+std::optional<uint64_t> whole_number(std::string_view text) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
+// The seed in "synthetic" and "synthetic:SEED"; nothing for any other text.
+std::optional<uint64_t> seed_in(std::string_view weights) {
+  constexpr std::string_view kPlain = "synthetic", kSeeded = "synthetic:";
+  if (weights == kPlain) return 0;
+  return weights.starts_with(kSeeded) ? whole_number(weights.substr(kSeeded.size())) : std::nullopt;
+}
+std::string wrong_weights(const std::string& text) { return "is " + text + " (must be synthetic or synthetic:SEED)"; }
+
+CLI::Validator known_weights() {
+  return {[](const std::string& text) { return seed_in(text) ? std::string() : wrong_weights(text); }, ""};
+}
+
 CLI::Validator seed_number() {
   const auto check = [](const std::string& text) -> std::string {
-    uint64_t seed = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
-    if (error == std::errc() && end == text.data() + text.size()) return "";
+    if (whole_number(text)) return "";
     return "is " + text + " (must be a whole number from 0 to " + std::to_string(UINT64_MAX) + ")";
   };
   return {check, ""};
@@ -30,12 +47,15 @@ void add_options(CLI::App& app, ModelOptions& o) {
   app.add_option("MODEL", o.model, "Hugging Face directory or .gguf file")->required();
   app.add_option("--format", o.format, "format of the weights: keep, nf4, fp32, ...; per module: nf4,lm_head=bf16")->capture_default_str();
   app.add_flag("--double-quant", o.double_quant, "nf4: quantize the scales too")->group(kMore);
+  app.add_option("--weights", o.weights, "synthetic or synthetic:SEED: made-up weights of the model's shapes; token ids only where there is no tokenizer")
+      ->check(known_weights())
+      ->group(kMore);
   app.add_option("--compute", o.compute, "activations in a product: auto, fp32, bf16, fp16, int8")->capture_default_str();
   app.add_option("--kv-dtype", o.kv_dtype, "keys and values: auto, fp32, bf16, fp16")->capture_default_str();
 }
 
 void add_options(CLI::App& app, PlaceOptions& o) {
-  app.add_option("--device", o.device, "cpu, cuda or auto")->capture_default_str();
+  app.add_option("--device", o.device, "cpu, cuda, cuda:0,1 or auto (GPUs where there are any)")->capture_default_str();
   app.add_option("--ranks", o.ranks, "how many ranks work together (pp x ep x tp)");
   app.add_option("--pp", o.pp, "pipeline stages");
   app.add_option("--tp", o.tp, "ranks that split every layer");
@@ -47,7 +67,7 @@ void add_options(CLI::App& app, PlaceOptions& o) {
 void add_options(CLI::App& app, SizeOptions& o) {
   app.add_option("--context", o.context, "tokens a sequence may have (default: the model's, at most 4096)");
   app.add_option("--max-batch", o.max_batch, "sequences at once");
-  app.add_option("--chunk", o.chunk, "prompt tokens a step")->capture_default_str()->group(kMore);
+  app.add_option("--chunk", o.chunk, "prompt tokens a step (default: 512, on GPUs 2048)")->group(kMore);
   app.add_option("--page", o.page, "tokens a page of the KV cache")->capture_default_str()->group(kMore);
   app.add_option("--max-queue", o.max_queue, "waiting requests before refusing")->capture_default_str()->group(kMore);
 }
@@ -109,6 +129,16 @@ Arithmetic arithmetic_of(const ModelOptions& o, bool on_gpu) {
   }
   if (!known) bad_input("--kv-dtype", "is " + o.kv_dtype + " (must be auto, fp32, bf16 or fp16)");
   return arithmetic;
+}
+
+std::optional<uint64_t> synthetic_seed(const ModelOptions& o) {
+  if (o.weights.empty()) return std::nullopt;
+  if (const auto seed = seed_in(o.weights)) return seed;
+  bad_input("--weights", wrong_weights(o.weights));
+}
+
+Blueprint make_blueprint(const ModelOptions& o, bool on_gpu) {
+  return make_blueprint(o.model, {o.format, o.double_quant}, arithmetic_of(o, on_gpu), synthetic_seed(o));
 }
 
 std::vector<int32_t> parse_ids(const std::string& text, const std::string& option) {

@@ -18,16 +18,18 @@ struct ModelOptions {           // what to run and in which numbers
   std::string format = "keep";
   bool double_quant = false;
   std::string compute = "auto", kv_dtype = "auto";
+  std::string weights;          // "": from the files; "synthetic", "synthetic:SEED"
 };
 struct PlaceOptions {           // where
-  std::string device = "cpu";
+  std::string device = "auto";
   int ranks = 0, pp = 0, tp = 0, ep = 0, threads = 0;  // 0: chosen
   std::string plan_file;        // --plan: run exactly that
 };
 struct SizeOptions {
   int32_t context = 0;          // 0: min(the model's, 4096)
   int32_t max_batch = 0;        // 0: the command's default
-  int32_t chunk = 512, page = 64, max_queue = 256;
+  int32_t chunk = 0;            // 0: what suits the device
+  int32_t page = 64, max_queue = 256;
 };
 struct BudgetOptions {
   std::string max_memory, gpus, cluster, reserve, objective = "latency";
@@ -48,6 +50,8 @@ void add_sampling_options(CLI::App& app, Ask& ask);  // sampling and stopping al
 
 // Errors: Code::invalid_argument naming the option.
 Arithmetic arithmetic_of(const ModelOptions& options, bool on_gpu);
+std::optional<uint64_t> synthetic_seed(const ModelOptions& options);  // --weights; nothing: the files' own
+Blueprint make_blueprint(const ModelOptions& options, bool on_gpu);   // of what the options name
 Ask ask_of(const PromptOptions& options);                       // reads --chat's file, parses --prompt-ids
 std::vector<int32_t> parse_ids(const std::string& text, const std::string& option);
 // For an option's value that is a number, infinities and NaN refused.

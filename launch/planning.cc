@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/base/error.h"
-#include "launch/gpu_sizes.h"
+#include "launch/devices.h"
 #include "runtime/model/checkpoint/config.h"
 #include "sharding/planner.h"
 
@@ -67,13 +67,8 @@ Cluster cluster_for(const PlanRequest& request) {
   } else if (!budget.gpus.empty()) {
     cluster = cluster_from_gpus(budget.gpus);
   } else if (!plans_given_devices(request)) {
-    if (request.place.device.starts_with("cuda")) {
-      bad_input("--device", "is " + request.place.device + ", but this build runs on CPUs (say which GPUs with --gpus, --cluster or --max-memory)");
-    }
-    if (request.place.device != "cpu" && request.place.device != "auto") {
-      bad_input("--device", "is " + request.place.device + " (must be cpu, cuda or auto)");
-    }
-    cluster = local_cpus(resolve_degrees(request.place, true).ranks, request.place.threads);
+    cluster = wants_gpus(request.place.device) ? local_gpus(request.place.device)
+                                               : local_cpus(resolve_degrees(request.place, true).ranks, request.place.threads);
   }
   if (!budget.max_memory.empty()) apply_max_memory(cluster, budget.max_memory);
   for (Device& device : cluster.devices) {
@@ -86,18 +81,21 @@ bool on_gpu(const Cluster& cluster) {
   return std::any_of(cluster.devices.begin(), cluster.devices.end(), [](const Device& device) { return !device.is_cpu; });
 }
 
-Workload workload_for(const PlanRequest& request, const ModelShape& shape) {
+// Prompt tokens of a step: enough to fill the device's arithmetic.
+constexpr int32_t kCpuChunk = 512, kGpuChunk = 2048;
+
+Workload workload_for(const PlanRequest& request, const ModelShape& shape, bool gpus) {
   const SizeOptions& size = request.size;
   Workload workload;
   // Longer than the model was made for is the user's choice, unless its positions are not defined there.
   check_range("--context", size.context, 0, shape.context_is_hard ? shape.context : 1 << 24);
   check_range("--max-batch", size.max_batch, 0, 4096);
-  check_range("--chunk", size.chunk, 1, 65536);
+  check_range("--chunk", size.chunk, 0, 65536);
   check_range("--page", size.page, 1, 4096);
   check_range("--max-queue", size.max_queue, 0, 100000);
   workload.context = size.context > 0 ? size.context : std::min(shape.context, 4096);
   workload.batch = size.max_batch > 0 ? size.max_batch : request.default_batch;
-  workload.chunk = size.chunk;
+  workload.chunk = size.chunk > 0 ? size.chunk : std::min(gpus ? kGpuChunk : kCpuChunk, std::max(workload.context, 1));
   workload.page_tokens = size.page;
   return workload;
 }
@@ -131,9 +129,6 @@ Plan plan_from_file(const Blueprint& blueprint, const PlanRequest& request) {
     bad_input(file + ": kv_pages", "is " + nlohmann::json(plan.kv_pages).dump() + " (must be " + std::to_string(whole) + " for each of " +
                                        std::to_string(groups.size()) + " groups of layers: batch x pages of the context)");
   }
-  for (const PlanDevice& device : plan.devices) {
-    if (!device.id.starts_with("cpu")) bad_input(file + ": devices", "places layers on device " + device.id + ", which this build cannot run on (only cpu)");
-  }
   return plan;
 }
 
@@ -141,12 +136,12 @@ Plan plan_from_file(const Blueprint& blueprint, const PlanRequest& request) {
 
 Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend) {
   if (!request.place.plan_file.empty()) return plan_from_file(blueprint, request);
-  const Degrees degrees = resolve_degrees(request.place, !plans_given_devices(request));
   const Cluster cluster = cluster_for(request);
-  const Workload workload = workload_for(request, blueprint.model->shape);
-  const GpuSizes gpu(backend);
+  const bool gpus = on_gpu(cluster);
+  const Degrees degrees = resolve_degrees(request.place, !gpus && !plans_given_devices(request));
+  const Workload workload = workload_for(request, blueprint.model->shape, gpus);
   const Mesh group{.pp = 1, .ep = degrees.ep, .tp = degrees.tp};
-  const Profile profile = make_profile(blueprint, group, workload, request.all_logits, on_gpu(cluster) ? gpu : backend);
+  const Profile profile = make_profile(blueprint, group, workload, request.all_logits, backend);
   return plan(profile, cluster, workload, parse_objective(request.budget.objective), Placement{.pp = degrees.pp});
 }
 
@@ -156,7 +151,12 @@ int cpu_ranks(const PlanRequest& request) {
   return std::max(1, resolve_degrees(request.place, true).ranks);
 }
 
-bool plans_for_gpus(const PlanRequest& request) { return request.place.plan_file.empty() && on_gpu(cluster_for(request)); }
+bool plans_for_gpus(const PlanRequest& request) {
+  const std::string& file = request.place.plan_file;
+  if (file.empty()) return on_gpu(cluster_for(request));
+  const Plan plan = plan_from_json(read_json_object(file, kPlanLimit), file);
+  return std::any_of(plan.devices.begin(), plan.devices.end(), [](const PlanDevice& device) { return is_gpu(device.id); });
+}
 
 void require_fits(const Plan& plan) {
   if (plan.verdict != Verdict::no) return;

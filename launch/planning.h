@@ -16,7 +16,7 @@ struct PlanRequest {
 };
 
 // With --plan: that file, checked against the model (digest, format, types) and against what else was asked.
-// `backend` tells sizes; devices that are no CPUs are sized as gpu_sizes.h says, on top of it.
+// `backend` tells sizes: make_sizes(plans_for_gpus(request), ...).
 // Errors: Code::invalid_argument naming the option or the file. A model that does not fit is no error: Verdict::no.
 Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend);
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <future>
 
-#include "kernels/cpu/backend.h"
+#include "launch/devices.h"
 #include "launch/local_group.h"
 #include "launch/mpirun.h"
 #include "launch/progress.h"
@@ -36,11 +36,9 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   d->started_ = Clock::now();
   const bool in_job = job.communicator != nullptr;
   if (options.model.model.empty()) bad_input("MODEL", "is missing (a directory or a .gguf file)");
-  if (options.plan.place.device == "cuda" || options.plan.place.device.starts_with("cuda:")) {
-    bad_input("--device", "is " + options.plan.place.device + ", which this build does not have (use cpu)");
-  }
-  d->blueprint = make_blueprint(options.model.model, {options.model.format, options.model.double_quant}, arithmetic_of(options.model, false));
-  if (!d->blueprint.checkpoint.tensors) bad_input(options.model.model, "holds no weights (a directory with safetensors or a .gguf file is needed to run)");
+  const bool gpus = plans_for_gpus(options.plan);
+  d->blueprint = make_blueprint(options.model, gpus);
+  if (!d->blueprint.checkpoint.tensors) bad_input(options.model.model, "holds no weights (a directory with safetensors or a .gguf file is needed to run, or --weights synthetic)");
   if (!d->blueprint.model->runs()) {
     fail(Code::failed_precondition, options.model.model, "is of family " + std::string(d->blueprint.model->family()) + ", which can be planned but not run");
   }
@@ -52,13 +50,13 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
     request.place.ranks = job.world.size;
   }
   // Every rank computes with as many threads as the plan's workspace is for.
-  const int threads_here = in_job ? job.cores : threads_for(0, std::max(1, cpu_ranks(request) / hosts_in(options.hosts)));
+  const int threads_here = in_job ? job.cores : threads_for(0, std::max(1, gpus ? 1 : cpu_ranks(request) / hosts_in(options.hosts)));
   const int threads = request.place.threads > 0 ? request.place.threads : threads_here;
-  d->backend = cpu::make_cpu_backend(threads);
+  d->backend = make_sizes(gpus, threads);
   d->plan = plan_for(d->blueprint, request, *d->backend);
   require_fits(d->plan);
-  for (const PlanDevice& device : d->plan.devices) {
-    if (!device.id.starts_with("cpu")) bad_input("--plan", "places layers on device " + device.id + ", which this build cannot run on (only cpu)");
+  if (options.hosts.empty()) {
+    for (const PlanDevice& device : d->plan.devices) require_here(device.id);
   }
   d->compute = compute_label(d->blueprint);
   const int ranks = d->plan.mesh.size();
@@ -101,7 +99,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   engine.chunk = d->plan.workload.chunk;
   // A core computes some two thousand prompt tokens a second of a small model: a longer chunk would be felt by every running stream.
   constexpr int32_t kDecodeChunk = 64;
-  engine.decode_chunk = std::min(kDecodeChunk, engine.chunk);
+  engine.decode_chunk = gpus ? engine.chunk : std::min(kDecodeChunk, engine.chunk);
   engine.max_queue = request.size.max_queue;
   engine.page_tokens = d->plan.workload.page_tokens;
   engine.context = d->plan.workload.context;

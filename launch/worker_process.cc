@@ -3,6 +3,7 @@
 #include <future>
 #include <nlohmann/json.hpp>
 
+#include "launch/devices.h"
 #include "launch/local_group.h"
 #include "launch/topology.h"
 
@@ -18,7 +19,7 @@ struct Held {
 }  // namespace
 
 std::string to_json(const WorkerTerms& t) {
-  return nlohmann::json{{"model", t.model.model}, {"format", t.model.format}, {"double_quant", t.model.double_quant}, {"compute", t.model.compute},
+  return nlohmann::json{{"model", t.model.model}, {"format", t.model.format}, {"double_quant", t.model.double_quant}, {"weights", t.model.weights}, {"compute", t.model.compute},
                         {"kv_dtype", t.model.kv_dtype}, {"threads", t.threads}, {"all_logits", t.all_logits}, {"check_digests", t.check_digests},
                         {"wait_seconds", t.wait_seconds}}.dump();
 }
@@ -29,6 +30,7 @@ WorkerTerms worker_terms_from_json(const std::string& text) {
   t.model.model = json.at("model");
   t.model.format = json.at("format");
   t.model.double_quant = json.at("double_quant");
+  t.model.weights = json.at("weights");
   t.model.compute = json.at("compute");
   t.model.kv_dtype = json.at("kv_dtype");
   t.threads = json.at("threads");
@@ -45,7 +47,7 @@ void run_worker(const RemoteWorkerOptions& options, const std::function<std::uni
     auto shared = std::make_shared<std::unique_ptr<Communicator>>(communicator());
     const WorkerTerms terms = worker_terms_from_json(welcome.options);
     held->plan = plan_from_json(nlohmann::json::parse(welcome.plan), "plan");
-    held->blueprint = make_blueprint(terms.model.model, {terms.model.format, terms.model.double_quant}, arithmetic_of(terms.model, false));
+    held->blueprint = make_blueprint(terms.model, is_gpu(held->plan.devices.at(static_cast<size_t>(options.rank)).id));
     if (held->blueprint.checkpoint.digest != held->plan.digest) {
       bad_input(terms.model.model, "on host " + host_name() + " is not what the coordinator planned (every host needs the same files)");
     }

@@ -16,6 +16,7 @@ MAY = {
     FORMATS: (BASE,),
     PROGRAM: (FORMATS, BASE),
     "kernels": (PROGRAM, FORMATS, BASE),  # cpu, cuda, absent: backends do not see one another
+    "kernels/absent": ("kernels/cuda/plan", PROGRAM, FORMATS, BASE),
     "sharding": (PROGRAM, FORMATS, BASE),
     COMM: ("sharding", PROGRAM, FORMATS, BASE),
     TEXT: (BASE,),

@@ -22,6 +22,7 @@ Interpreter::Interpreter(const Program& program, std::span<const KvShape> kv, co
       poison_(poison),
       plan_(plan_workspace(program_, bucket_, arithmetic_, team.size())),
       hidden_(program_.hidden()) {
+  sampled_.reserve(static_cast<size_t>(kMostUndrawn * bucket.heads));
   for (const KvShape& shape : kv) groups_.push_back({shape, nullptr, page_bytes(shape, bucket.page_tokens, arithmetic.kv), 0});
 }
 
@@ -451,33 +452,47 @@ void Interpreter::run(const Head& r, const Bound& b, int member) {
 
 void Interpreter::run(const Sample&, const Bound&, int) {}  // sample() does it, when the scheduler has its parameters
 
-void Interpreter::sample(std::span<const SampleRow> rows, std::span<Sampled> out) {
+void Interpreter::sample(std::span<const SampleRow> rows) {
   if (plan_.plan.slot_of[static_cast<size_t>(Buffer::sampling)] < 0 || !ready_)
     fail(Code::internal, "sample", "the program does not sample");
-  if (out.size() < rows.size()) fail(Code::internal, "sample", "results have nowhere to go");
   for (const SampleRow& row : rows) {
     if (row.head < 0 || static_cast<size_t>(row.head) >= step_.heads.size() || row.sampling == nullptr) {
       fail(Code::internal, "sample", "row " + std::to_string(row.head) + " has no logits");
     }
   }
-  sample_rows_ = rows, sampled_ = out;
-  const auto work = [this](int member) {
+  sample_rows_ = rows;
+  sampled_.resize(sampled_.size() + rows.size());
+  const std::span<Sampled> out = std::span(sampled_).last(rows.size());
+  const auto work = [this, out](int member) {
     const int members = std::min(team_->size(), bucket_.heads);
     if (member >= members) return;
     auto* scratch = buffer<std::byte>(Buffer::sampling, member * sample_scratch_bytes(program_.vocab()));
     const auto [first, last] = part(static_cast<int64_t>(sample_rows_.size()), member, members);
     for (int64_t i = first; i < last; ++i) {
       const SampleRow& row = sample_rows_[i];
-      sampled_[i] = sample_row(logits() + row.head * program_.vocab(), program_.vocab(), row, scratch);
+      out[i] = sample_row(logits() + row.head * program_.vocab(), program_.vocab(), row, scratch);
     }
   };
-  if (rows.size() > 1) return team_->run(work);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    out[i] = sample_row(logits() + rows[i].head * program_.vocab(), program_.vocab(), rows[i], buffer<std::byte>(Buffer::sampling));
+  try {
+    if (rows.size() > 1) {
+      team_->run(work);
+    } else if (!rows.empty()) {
+      out[0] = sample_row(logits() + rows[0].head * program_.vocab(), program_.vocab(), rows[0], buffer<std::byte>(Buffer::sampling));
+    }
+  } catch (...) {
+    sampled_.resize(sampled_.size() - rows.size());
+    throw;
   }
 }
 
-const float* Interpreter::logits() const { return buffer<const float>(Buffer::logits); }
+void Interpreter::drawn(std::span<Sampled> out) {
+  if (out.size() > sampled_.size()) fail(Code::internal, "drawn", "asks for more than was drawn");
+  const auto end = sampled_.begin() + static_cast<std::ptrdiff_t>(out.size());
+  std::copy(sampled_.begin(), end, out.begin());
+  sampled_.erase(sampled_.begin(), end);
+}
+
+const float* Interpreter::logits() { return buffer<const float>(Buffer::logits); }
 
 void Interpreter::copy_pages(int32_t group, std::span<const std::pair<int32_t, int32_t>> from_to) {
   if (group < 0 || static_cast<size_t>(group) >= groups_.size()) fail(Code::internal, "copy_pages", "no such KV group");

@@ -21,8 +21,9 @@ class Interpreter : public Executable {
   void bind_memory(std::span<std::byte> workspace, std::span<const std::span<std::byte>> kv_groups) override;
   void bind_peers(PeerGroup* peers) override;
   void forward(const StepRows& step, const float* hidden_in, float* hidden_out) override;
-  void sample(std::span<const SampleRow> rows, std::span<Sampled> out) override;
-  const float* logits() const override;
+  void sample(std::span<const SampleRow> rows) override;
+  void drawn(std::span<Sampled> out) override;
+  const float* logits() override;
   void copy_pages(int32_t group, std::span<const std::pair<int32_t, int32_t>> from_to) override;
 
  private:
@@ -94,7 +95,7 @@ class Interpreter : public Executable {
   const float* hidden_in_ = nullptr;
   float* hidden_out_ = nullptr;
   std::span<const SampleRow> sample_rows_;
-  std::span<Sampled> sampled_;
+  std::vector<Sampled> sampled_;  // of all samples that drawn() was not called for, the oldest first
 };
 
 }  // namespace tandem::cpu

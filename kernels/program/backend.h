@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -50,9 +51,10 @@ struct SequenceRows {               // rows [row, row + rows) are consecutive po
   int32_t slot = 0, row = 0, rows = 0, position = 0;
   const int32_t* pages[kMaxKvGroups] = {};  // page table of each KV group, long enough for position + rows
 };
+constexpr int32_t kDrawnId = -1;    // only for an Executable that keeps_ids()
 struct StepRows {
   int32_t rows = 0;
-  const int32_t* ids = nullptr;        // [rows]; read by the stage that embeds
+  const int32_t* ids = nullptr;        // [rows]; read by the stage that embeds; kDrawnId: what was last drawn for the row's slot
   const int32_t* positions = nullptr;  // [rows]
   std::span<const SequenceRows> sequences;
   std::span<const int32_t> heads;      // rows whose logits are wanted, ascending
@@ -69,6 +71,7 @@ struct Sampling {  // how one token is chosen; neutral values switch a step off
 struct TokenCount { int32_t id, prompt, generated; };  // occurrences so far
 struct SampleRow {
   int32_t head = 0;        // index into StepRows::heads
+  int32_t slot = 0;        // whose sequence it is
   int32_t position = 0;    // absolute position of the token to be drawn: Philox counter
   const Sampling* sampling = nullptr;
   std::span<const TokenCount> counts;    // distinct ids seen, when a penalty is on
@@ -83,16 +86,23 @@ struct Sampled {
   float top_logprobs[kMaxLogprobs];
 };
 
+constexpr int kMostUndrawn = 4;
+
 class Executable {
  public:
   virtual ~Executable() = default;
   virtual void bind(WeightId weight, const WeightLayout& layout, const std::byte* resident) = 0;
   virtual void bind_memory(std::span<std::byte> workspace, std::span<const std::span<std::byte>> kv_groups) = 0;
   virtual void bind_peers(PeerGroup* peers) = 0;  // null: alone in its stage
+  virtual void prepare() {}  // everything is bound: what can be done before the first step
   // hidden_in: float[rows, hidden] when the stage receives; hidden_out: float[rows, hidden] when it has no head. Both on the device.
   virtual void forward(const StepRows& step, const float* hidden_in, float* hidden_out) = 0;
-  virtual void sample(std::span<const SampleRow> rows, std::span<Sampled> out) = 0;  // of the last forward's logits
-  virtual const float* logits() const = 0;  // float[heads, vocab] of the last forward, host-readable
+  // Draws from the last forward's logits; a device may still be at it when this returns. drawn() waits for the oldest sample() that it
+  // was not called for; out: as many as that had rows. At most kMostUndrawn may be left undrawn.
+  virtual void sample(std::span<const SampleRow> rows) = 0;
+  virtual void drawn(std::span<Sampled> out) = 0;
+  virtual bool keeps_ids() const { return false; }  // what is drawn stays on the device: kDrawnId may be asked for before drawn()
+  virtual const float* logits() = 0;  // float[heads, vocab] of the last forward, host-readable until the next; waits
   // Copies of pages inside the caches (copy-on-write): page indices of one group.
   virtual void copy_pages(int32_t group, std::span<const std::pair<int32_t, int32_t>> from_to) = 0;
 };
@@ -109,6 +119,9 @@ class Backend {
                                          const Arithmetic& arithmetic) const = 0;
   virtual std::unique_ptr<Executable> compile(const Program& program, std::span<const KvShape> kv, const Bucket& bucket,
                                               const Arithmetic& arithmetic) = 0;
+  virtual void* stream() const { return nullptr; }  // of the device's own kind, in whose order everything above happens; null: no such thing
+  // Called now and then while the host waits for the device: throws when the wait is hopeless (a peer is gone). Not on CPUs.
+  virtual void watch(std::function<void()> /*check*/) {}
   virtual std::byte* allocate(uint64_t bytes) = 0;  // 64-byte aligned or better, zero pages untouched. Errors: Code::resource_exhausted
   virtual void release(std::byte* memory, uint64_t bytes) = 0;
 };

@@ -9,8 +9,11 @@
 #include "kernels/base/error.h"
 #include "launch/ask_engine.h"
 #include "launch/bandwidth.h"
+#include "launch/ceiling.h"
 #include "launch/commands/commands.h"
+#include "launch/devices.h"
 #include "launch/topology.h"
+#include "sharding/cluster.h"
 
 namespace tandem {
 namespace {
@@ -25,7 +28,7 @@ struct Options {
 struct Figure {
   std::string name, unit;
   std::vector<double> values;
-  double ceiling = 0;  // in the same unit, 0: none
+  Ceiling ceiling;
 };
 
 std::vector<int32_t> some_ids(int32_t count, int64_t vocab, uint32_t seed) {
@@ -45,6 +48,12 @@ Ask ask_for(std::vector<int32_t> ids, int32_t tokens) {
   ask.max_tokens = tokens;
   ask.ignore_eos = true;
   return ask;
+}
+
+// Of a device of the preset table, as its maker says; 0 for what is not there.
+double known_flops(const std::string& kind) {
+  const std::vector<std::string> names = gpu_names();
+  return std::find(names.begin(), names.end(), kind) == names.end() ? 0 : cluster_from_gpus(kind).devices[0].flops;
 }
 
 // Numbers after the letters of "decode/b8/c128".
@@ -67,7 +76,7 @@ class Bench {
   Bench(Deployment& deployment, const Options& options) : d_(deployment), o_(options) {}
 
   Figure decode(const std::string& name, int32_t batch, int32_t context) {
-    Figure figure{name, "tok/s", {}, 0};
+    Figure figure{name, "tok/s", {}, {}};
     for (int32_t run = 0; run < o_.repeat + 1; ++run) {
       std::mutex mutex;
       double longest = 0, tokens = 0;
@@ -96,7 +105,7 @@ class Bench {
   }
 
   Figure prefill(const std::string& name, int32_t tokens) {
-    Figure figure{name, "tok/s", {}, 0};
+    Figure figure{name, "tok/s", {}, {}};
     for (int32_t run = 0; run < o_.repeat + 1; ++run) {
       const LocalAnswer answer = ask_engine(d_, ask_for(some_ids(tokens, vocab(), next_seed()), 1), {});
       if (run > 0) figure.values.push_back(static_cast<double>(tokens) / answer.ttft_seconds);
@@ -105,7 +114,7 @@ class Bench {
   }
 
   Figure ttft() {
-    Figure figure{"ttft", "s", {}, 0};
+    Figure figure{"ttft", "s", {}, {}};
     for (int32_t run = 0; run < o_.repeat + 1; ++run) {
       const LocalAnswer answer = ask_engine(d_, ask_for(some_ids(20, vocab(), next_seed()), 1), {});
       if (run > 0) figure.values.push_back(answer.ttft_seconds);
@@ -158,45 +167,53 @@ int bench(Options& o, ThisJob& job) {
   deployment->wait_ready();
   const int ranks = deployment->plan.mesh.size();
   const int threads = threads_for(o.deploy.plan.place.threads, ranks) * ranks;
-  const double bandwidth = measure_read_bandwidth(std::min(threads, 64));
-  uint64_t read_bytes = 0;  // per decoded token: every resident weight but the embedding's rows
-  const Profile profile = make_profile(deployment->blueprint, {1, 1, 1}, deployment->plan.workload, false, *deployment->backend);
-  for (const Piece& piece : profile.layers) read_bytes += piece.read_bytes;
-  read_bytes += profile.tied ? profile.head.resident[0].sum() : profile.head.read_bytes;
+  const double bandwidth = read_bandwidth(deployment->plan.devices[0].id, std::min(threads, 64));
+  const ModelWork work = model_work(deployment->blueprint, deployment->plan.workload, *deployment->backend);
+  const double flops = known_flops(deployment->plan.devices[0].kind);
 
   Bench runner(*deployment, o);
   OtherLoad others;
   std::vector<Figure> figures;
   for (const std::string& name : cases) {
-    if (name == "load") figures.push_back({"load", "s", {deployment->load_seconds}, 0});
+    if (name == "load") figures.push_back({"load", "s", {deployment->load_seconds}, {}});
     if (name == "ttft") figures.push_back(runner.ttft());
-    if (name.starts_with("prefill/")) figures.push_back(runner.prefill(name, number_after(name.substr(8), "", name)));
+    if (name.starts_with("prefill/")) {
+      const int32_t tokens = number_after(name.substr(8), "", name);
+      figures.push_back(runner.prefill(name, tokens));
+      figures.back().ceiling = prefill_ceiling(work, deployment->plan.mesh, flops, tokens);
+    }
     if (name.starts_with("decode/")) {
       const size_t slash = name.find('/', 7);
-      Figure figure = runner.decode(name, number_after(name.substr(7, slash - 7), "b", name), number_after(name.substr(slash + 1), "c", name));
-      if (name.starts_with("decode/b1/")) figure.ceiling = bandwidth / static_cast<double>(read_bytes);
-      figures.push_back(std::move(figure));
+      const int32_t sequences = number_after(name.substr(7, slash - 7), "b", name), prompt = number_after(name.substr(slash + 1), "c", name);
+      figures.push_back(runner.decode(name, sequences, prompt));
+      figures.back().ceiling = decode_ceiling(work, deployment->plan.mesh, bandwidth, sequences, prompt + o.tokens / 2.0);
     }
   }
   const double busy = others.cores();
   if (!o.json) {
     std::printf("%s  %s  compute %s  kv %s  %d rank%s  %d thread%s  memory reads %.1f GB/s  %.1f MB a token  others used %.2f cores\n", deployment->blueprint.checkpoint.name.c_str(),
                 deployment->blueprint.formats.label.c_str(), deployment->compute.c_str(), std::string(name(deployment->blueprint.arithmetic.kv)).c_str(), ranks,
-                ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", bandwidth / 1e9, static_cast<double>(read_bytes) / 1e6, busy);
+                ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", bandwidth / 1e9, decode_ceiling(work, {1, 1, 1}, bandwidth, 1, 0).per_token / 1e6, busy);
     std::printf("%-18s %10s %10s %10s  %-6s %s\n", "case", "median", "min", "max", "unit", "of the ceiling");
   }
   for (Figure& figure : figures) {
     if (figure.values.empty()) continue;
     std::sort(figure.values.begin(), figure.values.end());
     const double median = figure.values[figure.values.size() / 2];
-    const double fraction = figure.ceiling > 0 ? median / figure.ceiling : 0;
+    const Ceiling& ceiling = figure.ceiling;
+    const bool known = ceiling.tokens_per_second > 0;
+    const double fraction = known ? median / ceiling.tokens_per_second : 0;
     if (o.json) {
       std::printf("%s\n", nlohmann::ordered_json{{"case", figure.name}, {"value", median}, {"unit", figure.unit}, {"min", figure.values.front()}, {"max", figure.values.back()},
-                                                 {"ceiling", figure.ceiling}, {"fraction", fraction}, {"threads", threads}, {"compute", deployment->compute},
+                                                 {"ceiling", ceiling.tokens_per_second}, {"ceiling_of", known ? ceiling.of : ""}, {"fraction", fraction}, {"threads", threads}, {"compute", deployment->compute},
                                                  {"format", deployment->blueprint.formats.label}, {"read_gb_per_second", bandwidth / 1e9}, {"other_cores", busy}}.dump().c_str());
     } else {
       std::printf("%-18s %10.3f %10.3f %10.3f  %-6s", figure.name.c_str(), median, figure.values.front(), figure.values.back(), figure.unit.c_str());
-      if (figure.ceiling > 0) std::printf(" %.0f %% of %.0f (%.1f GB/s)", 100 * fraction, figure.ceiling, median * static_cast<double>(read_bytes) / 1e9);
+      if (known) {
+        const bool bytes = ceiling.of == "memory reads";
+        std::printf(" %.0f %% of %.0f, %s (%.1f %s)", 100 * fraction, ceiling.tokens_per_second, std::string(ceiling.of).c_str(),
+                    median * ceiling.per_token / (bytes ? 1e9 : 1e12), bytes ? "GB/s" : "Tflop/s");
+      }
       std::printf("\n");
     }
   }
@@ -207,7 +224,7 @@ int bench(Options& o, ThisJob& job) {
 
 Command add_bench(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("bench", "Speed of a model on these devices, beside the memory bandwidth measured in the same run");
+  CLI::App* command = app.add_subcommand("bench", "Speed of a model on these devices, beside what their memory (measured in the same run) or their arithmetic allows");
   add_options(*command, options->deploy.model);
   command->add_option("--cases", options->cases, "load, ttft, prefill/TOKENS, decode/bBATCH/cCONTEXT; default: load,ttft,prefill/512,decode/b1/c128");
   CLI::Option* cases = command->get_option("--cases");

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <variant>
 
 #include "kernels/base/error.h"
@@ -50,8 +51,13 @@ int generate_one(Options& o, ThisJob& job) {
   o.deploy.check = [&ask](const Deployment& deployment) { check_input(ask, deployment); };
   const auto deployment = Deployment::start(o.deploy, job);
   deployment->wait_ready();
+  const bool ids_only = deployment->text->side.tokenizer == nullptr;
+  std::string before;  // of an id
   const LocalAnswer answer = ask_engine(*deployment, ask, [&](const AnswerDelta& delta) {
-    if (!o.json) show_now(stdout, delta.text);
+    if (o.json) return;
+    std::string ids;
+    for (const int32_t id : delta.token_ids) ids += std::exchange(before, ",") + std::to_string(id);
+    show_now(stdout, ids_only ? ids : delta.text);
   });
   write_now(stdout, o.json ? json_line(*deployment, answer) : "\n");
   return 0;
@@ -148,7 +154,7 @@ int generate_many(Options& o, ThisJob& job) {
 
 Command add_generate(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("generate", "One answer on stdout, streamed as it is made; or many, from a file");
+  CLI::App* command = app.add_subcommand("generate", "One answer on stdout, streamed as it is made; or many, from a file. Without a tokenizer: token ids");
   add_options(*command, options->deploy.model);
   add_options(*command, options->prompt);
   command->add_option("--prompts", options->prompts_file, "file of prompts, one a line (.jsonl: one object a line); answers as JSON lines");

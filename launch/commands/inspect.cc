@@ -73,7 +73,10 @@ void round_trip(const Format& format, int64_t rows, int64_t cols, std::vector<fl
 int write_tensor(const Options& o) {
   if (!o.dequantize || o.output.empty()) bad_input("--tensor", "is given without --dequantize and -o (as in --tensor NAME --dequantize -o FILE.npy)");
   const Format* const through = asked_format(o);
-  const Blueprint blueprint = make_blueprint(o.model.model, {}, arithmetic_of(o.model, false));
+  // Files hold what they hold; made-up weights are made in the format that is asked for.
+  const auto seed = synthetic_seed(o.model);
+  const FormatOptions formats = seed ? FormatOptions{o.model.format, o.model.double_quant} : FormatOptions{};
+  const Blueprint blueprint = make_blueprint(o.model.model, formats, arithmetic_of(o.model, false), seed);
   const Model& model = *blueprint.model;
   const Found found = find_tensor(model, o.tensor);
   if (!blueprint.checkpoint.tensors) bad_input(o.model.model, "holds no weights (a directory with safetensors or a .gguf file has some)");
@@ -116,7 +119,7 @@ std::string grouped(uint64_t number) {
 int inspect(const Options& o) {
   if (!o.tensor.empty()) return write_tensor(o);
   if (o.dequantize || !o.output.empty()) bad_input("--tensor", "is missing (which tensor to write)");
-  const Blueprint blueprint = make_blueprint(o.model.model, {o.model.format, o.model.double_quant}, arithmetic_of(o.model, false));
+  const Blueprint blueprint = make_blueprint(o.model, false);
   const auto backend = cpu::make_cpu_backend(1);
   const std::vector<ModuleRow> rows = module_rows(blueprint, *backend);
   uint64_t device_bytes = 0;

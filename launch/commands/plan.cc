@@ -3,8 +3,8 @@
 #include <optional>
 
 #include "kernels/base/error.h"
-#include "kernels/cpu/backend.h"
 #include "launch/commands/commands.h"
+#include "launch/devices.h"
 #include "launch/help.h"
 #include "launch/output_file.h"
 #include "launch/plan_html.h"
@@ -44,8 +44,8 @@ int run(const Options& o) {
   if (o.list_presets) return list_presets();
   if (o.model.model.empty()) bad_input("MODEL", "is missing (a directory, .gguf file, config.json or preset:NAME)");
   const bool on_gpu = plans_for_gpus(o.request);
-  const Blueprint blueprint = make_blueprint(o.model.model, {o.model.format, o.model.double_quant}, arithmetic_of(o.model, on_gpu));
-  const auto backend = cpu::make_cpu_backend(on_gpu ? 1 : threads_for(o.request.place.threads, cpu_ranks(o.request)));
+  const Blueprint blueprint = make_blueprint(o.model, on_gpu);
+  const auto backend = make_sizes(on_gpu, on_gpu ? 1 : threads_for(o.request.place.threads, cpu_ranks(o.request)));
   const Plan plan = plan_for(blueprint, o.request, *backend);
   const std::string json = to_json(plan).dump(2) + "\n";
   std::optional<OutputFile> output, html;
@@ -57,7 +57,7 @@ int run(const Options& o) {
     write_now(stdout, json);
   } else {
     std::string text = table(plan, columns(stdout));
-    text += on_gpu ? "exact: weights, scales (as stored), KV cache; a bound: workspace (as a CPU needs it); from a table: overhead\n"
+    text += on_gpu ? "exact: weights, scales, KV cache, workspace; from a table: overhead\n"
                    : "exact: weights, scales, KV cache, workspace\n";
     write_now(stdout, text);
   }

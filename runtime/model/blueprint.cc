@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/base/error.h"
+#include "runtime/model/checkpoint/synthetic.h"
 
 namespace tandem {
 namespace {
@@ -35,9 +36,47 @@ WeightLayout layout_of(const Model& model, const Slicer& slicer, const WeightFor
   return backend.layout(*formats.held[held.id], part.rows(), part.cols(), held.use, arithmetic);
 }
 
+// A GPU's own choice of activations goes by what is multiplied: floats of one type are computed in it, all else in bf16.
+void settle_compute(Blueprint& blueprint) {
+  Arithmetic& arithmetic = blueprint.arithmetic;
+  if (!arithmetic.automatic || arithmetic.compute != Compute::bf16) return;
+  arithmetic.automatic = false;
+  bool fp32 = true, fp16 = true;
+  for (WeightId id = 0; id < blueprint.model->weights.size(); ++id) {
+    const Role role = blueprint.model->weights[id].role;
+    if (role != Role::linear && role != Role::head) continue;
+    const Format& format = *blueprint.formats.held[static_cast<size_t>(id)];
+    fp32 &= format.is_dense() && format.dtype() == DType::f32;
+    fp16 &= format.is_dense() && format.dtype() == DType::f16;
+  }
+  if (fp32) arithmetic.compute = Compute::fp32;
+  if (fp16) arithmetic.compute = Compute::fp16;
+}
+
+// In place of what the checkpoint holds, if anything: every weight as if it had been stored in the format that it is held in.
+void make_weights(Blueprint& blueprint, uint64_t seed) {
+  const WeightTable& weights = blueprint.model->weights;
+  WeightFormats& formats = blueprint.formats;
+  std::vector<SyntheticTensor> tensors;
+  for (WeightId id = 0; id < weights.size(); ++id) {
+    const WeightRow& row = weights[id];
+    if (row.tied_to != kNoWeight) continue;
+    const bool vector = row.role == Role::norm || row.role == Role::bias;
+    tensors.push_back({row.name, vector ? 1 : row.rows.size(), vector ? row.elements() : row.cols.size(), vector, row.role == Role::norm,
+                       formats.held[static_cast<size_t>(id)]});
+  }
+  blueprint.checkpoint.tensors = make_synthetic_source(seed, tensors);
+  blueprint.synthetic = true;
+  formats.stored = formats.held;
+  for (WeightId id = 0; id < weights.size(); ++id) {
+    const WeightId origin = weights[id].tied_to == kNoWeight ? id : weights[id].tied_to;
+    formats.tensors[static_cast<size_t>(id)] = blueprint.checkpoint.tensors->find(weights[origin].name);
+  }
+}
+
 }  // namespace
 
-Blueprint make_blueprint(const std::string& model, const FormatOptions& formats, Arithmetic arithmetic) {
+Blueprint make_blueprint(const std::string& model, const FormatOptions& formats, Arithmetic arithmetic, std::optional<uint64_t> synthetic_seed) {
   Blueprint blueprint;
   blueprint.arithmetic = arithmetic;
   constexpr std::string_view kPreset = "preset:";
@@ -53,6 +92,8 @@ Blueprint make_blueprint(const std::string& model, const FormatOptions& formats,
   const std::string& file = blueprint.checkpoint.config_file;
   blueprint.model = make_model(blueprint.checkpoint.config, file.empty() ? model : file);
   blueprint.formats = choose_formats(*blueprint.model, blueprint.checkpoint, formats);
+  if (synthetic_seed) make_weights(blueprint, *synthetic_seed);
+  settle_compute(blueprint);
   return blueprint;
 }
 

@@ -1,6 +1,7 @@
 // Everything that is decided about a model before a byte of weights is read; the same on every rank, planner and runtime alike.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "kernels/program/backend.h"
@@ -17,11 +18,14 @@ struct Blueprint {
   std::unique_ptr<Model> model;
   WeightFormats formats;
   Arithmetic arithmetic;
+  bool synthetic = false;  // checkpoint.tensors is made up: a tensor a weight row, under the row's own name and in the held format
 };
 
-// MODEL as the command line takes it: directory, .gguf, config.json or preset:NAME.
+// MODEL as the command line takes it: directory, .gguf, config.json or preset:NAME. With a seed the weights come from it instead of
+// files (checkpoint/synthetic.h), stored in the formats that they are held in; the digest stays that of the model.
 // Errors: Code::invalid_argument, Code::not_found with file and key.
-Blueprint make_blueprint(const std::string& model, const FormatOptions& formats, Arithmetic arithmetic);
+Blueprint make_blueprint(const std::string& model, const FormatOptions& formats, Arithmetic arithmetic,
+                         std::optional<uint64_t> synthetic_seed = std::nullopt);
 
 struct StageRange { int first_layer = 0, last_layer = -1; bool embedding = false, head = false; };
 struct HeldWeight { WeightId id = kNoWeight; Use use = Use::product; };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
 
 #include "kernels/base/error.h"
 #include "runtime/model/checkpoint/rectangle.h"
@@ -20,8 +21,14 @@ QuantizedView view_of(const Format& format, int64_t rows, int64_t cols, const st
   return view;
 }
 
+uint64_t bytes_of(const std::vector<ByteRange>& ranges) {
+  uint64_t bytes = 0;
+  for (const ByteRange& range : ranges) bytes += range.size();
+  return bytes;
+}
+
 // Rows of each head from llama.cpp's order (2i, 2i + 1) to Hugging Face's (i, i + half). Rows are whole bytes in every GGUF format.
-void restore_rope_rows(std::vector<std::byte>& bytes, int64_t rows, int64_t head_dim) {
+void restore_rope_rows(std::span<std::byte> bytes, int64_t rows, int64_t head_dim) {
   const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
   std::vector<std::byte> head(row_bytes * static_cast<size_t>(head_dim));
   const int64_t half = head_dim / 2;
@@ -35,21 +42,37 @@ void restore_rope_rows(std::vector<std::byte>& bytes, int64_t rows, int64_t head
   }
 }
 
-// The stored form of `part` in the checkpoint's own format, rows in Hugging Face's order.
-std::vector<std::byte> read_stored(const Blueprint& blueprint, WeightId id, const Rectangle& part) {
+// The stored form of `part` in the checkpoint's own format, rows in Hugging Face's order, at the beginning of `buffer`.
+void read_stored(const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte>& buffer) {
   const WeightRow& row = blueprint.model->weights[id];
   const TensorInfo& tensor = *blueprint.formats.tensors[id];
   const Format& stored = *blueprint.formats.stored[id];
-  const Origin& origin = blueprint.checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
+  const Origin& found = blueprint.checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
+  const Origin origin = blueprint.synthetic ? Origin{row.name} : found;
   if (origin.transposed) fail(Code::internal, row.name, "transposed tensors are not read yet");
   const bool vector = row.role == Role::norm || row.role == Role::bias;
   const int64_t rows = vector ? 1 : row.rows.size(), cols = vector ? row.rows.size() * row.cols.size() : row.cols.size();
   Rectangle wanted = part;
   if (vector && row.role == Role::bias) wanted = {0, 1, part.row_begin, part.row_end};
-  const uint64_t matrix = stored_bytes(stored, rows, cols);
-  const uint64_t offset = origin.stacked >= 0 ? static_cast<uint64_t>(origin.stacked) * matrix : 0;
-  std::vector<std::byte> bytes;
-  read_rectangle(*blueprint.checkpoint.tensors, tensor, stored, rows, cols, wanted, bytes, offset);
+  const std::vector<Component> components = stored.components(rows, cols);
+  const TensorSource& source = *blueprint.checkpoint.tensors;
+  const auto ranges = stored.ranges(rows, cols, wanted);
+  uint64_t total = 0;
+  for (const auto& list : ranges) total += bytes_of(list);
+  if (buffer.size() < total) {
+    buffer = std::vector<std::byte>();  // given back before more is taken
+    buffer.resize(total);
+  }
+  const std::span<std::byte> bytes(buffer.data(), total);
+  std::byte* to = bytes.data();
+  for (size_t i = 0; i < components.size(); ++i) {  // the codes, and what belongs to them from tensors of their own
+    const TensorInfo* holder = i == 0 ? &tensor : source.find(tensor.name + components[i].suffix);
+    if (holder == nullptr) bad_input(source.file_name(tensor), "has no tensor " + tensor.name + components[i].suffix + " (" + std::string(stored.name()) + " needs it)");
+    const uint64_t offset = origin.stacked >= 0 ? static_cast<uint64_t>(origin.stacked) * components[i].bytes : 0;
+    check_holds(source, *holder, stored, rows, cols, offset, i);
+    read_ranges(source, *holder, ranges[i], offset, to);
+    to += bytes_of(ranges[i]);
+  }
   if (origin.order == RowOrder::interleaved_rope) {
     if (vector) {
       restore_rope_rows(bytes, wanted.cols(), row.rows.unit);
@@ -57,7 +80,6 @@ std::vector<std::byte> read_stored(const Blueprint& blueprint, WeightId id, cons
       restore_rope_rows(bytes, wanted.rows(), row.rows.unit);
     }
   }
-  return bytes;
 }
 
 // Converts rows in pieces, so that only a few megabytes of floats exist at a time.
@@ -94,7 +116,7 @@ std::vector<std::byte> convert(const Format& from, const Format& to, int64_t row
 
 }  // namespace
 
-LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part) {
+LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte> buffer) {
   const WeightRow& row = blueprint.model->weights[id];
   const Format& stored = *blueprint.formats.stored[id];
   const Format& held = *blueprint.formats.held[id];
@@ -107,12 +129,15 @@ LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle&
   const bool whole_statistics = ranges.size() > 2;
   LoadedSlice slice;
   if (&stored == &held) {
-    slice.bytes = read_stored(blueprint, id, part);
+    slice.bytes = std::move(buffer);
+    read_stored(blueprint, id, part, slice.bytes);
   } else if (vector || !whole_statistics) {
-    slice.bytes = convert(stored, held, part.rows(), part.cols(), read_stored(blueprint, id, part));
+    read_stored(blueprint, id, part, buffer);
+    slice.bytes = convert(stored, held, part.rows(), part.cols(), buffer);
   } else {
     // Double quantization takes statistics over the whole tensor: quantize it whole, keep the slice.
-    const std::vector<std::byte> all = convert(stored, held, rows, cols, read_stored(blueprint, id, {0, rows, 0, cols}));
+    read_stored(blueprint, id, {0, rows, 0, cols}, buffer);
+    const std::vector<std::byte> all = convert(stored, held, rows, cols, buffer);
     const std::vector<Component> components = held.components(rows, cols);
     uint64_t base = 0;
     for (size_t i = 0; i < components.size(); ++i) {
@@ -126,7 +151,7 @@ LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle&
   const std::byte* at = slice.bytes.data();
   for (size_t i = 0; i < ranges.size(); ++i) {
     slice.view.data[i] = at;
-    for (const ByteRange& range : ranges[i]) at += range.size();
+    at += bytes_of(ranges[i]);
   }
   return slice;
 }

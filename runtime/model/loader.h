@@ -12,11 +12,12 @@ using LoadListener = std::function<void(const LoadProgress&)>;      // called of
 
 // A member's part of a weight in its held format, in host memory.
 struct LoadedSlice {
-  std::vector<std::byte> bytes;
+  std::vector<std::byte> bytes;  // and, of a buffer that was larger, what was there before
   QuantizedView view;  // into bytes
 };
 
+// `buffer` is used for the bytes and grown where it is too small: with the last slice's, memory is not asked of the system again for each.
 // Errors: Code::invalid_argument naming file and tensor.
-LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part);
+LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte> buffer = {});
 
 }  // namespace tandem

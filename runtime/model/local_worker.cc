@@ -48,6 +48,7 @@ class LocalWorker final : public Worker {
         const Step step = decode_step(*bytes);
         execute(step);
         if (callbacks_.progress) callbacks_.progress(step.number);
+        if (undrawn_.size() > 1) finish_oldest();  // one step stays ahead of its result
       }
     } catch (const Error& error) {
       report(error);
@@ -58,9 +59,11 @@ class LocalWorker final : public Worker {
     mailbox_.reset();
     stage_.reset();
     peers_.reset();
+    {
+      std::lock_guard lock(mutex_);
+      communicator_.reset();
+    }
     backend_.reset();
-    std::lock_guard lock(mutex_);
-    communicator_.reset();
   }
 
   void report(const Error& error) {
@@ -76,13 +79,13 @@ class LocalWorker final : public Worker {
     mesh_ = plan.mesh;
     backend_ = settings_.backend();
     if (settings_.communicator) {
-      auto communicator = settings_.communicator();
+      auto communicator = settings_.communicator(*backend_);
       std::lock_guard lock(mutex_);
       communicator_ = std::move(communicator);
       if (communicator_ && stopping_) communicator_->abort();
     }
     if (communicator_) {
-      peers_ = make_peer_group(*communicator_, mesh_);
+      peers_ = settings_.peers ? settings_.peers(*communicator_, *backend_) : make_peer_group(*communicator_, mesh_);
       mailbox_ = make_mailbox(*communicator_, mesh_);
     }
     stage_ = std::make_unique<Stage>(*settings_.blueprint, plan, settings_.rank, settings_.all_logits, *backend_, peers_.get(), [this](const LoadProgress& done) {
@@ -98,6 +101,9 @@ class LocalWorker final : public Worker {
     samples_.reserve(sequences);
     sampled_.reserve(sequences);
     leads_ = mesh_.member(settings_.rank) == 0 && stage_->range().head;
+    // Alone in the pipeline, a device may go on with ids that the host has not seen; every member of the stage then draws for itself.
+    keeps_ids_ = mesh_.pp == 1 && stage_->executable().keeps_ids();
+    samples_here_ = stage_->range().head && (leads_ || keeps_ids_);
   }
 
   bool stop_requested() {
@@ -111,6 +117,12 @@ class LocalWorker final : public Worker {
     auto nap = std::chrono::microseconds(50);
     std::unique_lock lock(mutex_);
     while (queue_.empty() && !stopping_) {
+      if (!undrawn_.empty()) {  // nothing else to do: see what the device has drawn
+        lock.unlock();
+        finish_oldest();
+        lock.lock();
+        continue;
+      }
       if (posted_.empty()) {
         wake_.wait(lock);
         continue;
@@ -161,7 +173,7 @@ class LocalWorker final : public Worker {
     if (step.digest != 0 && step.digest != slots_->digest()) {
       fail(Code::internal, "step " + std::to_string(step.number), "leaves other slots on rank " + std::to_string(settings_.rank) + " than the scheduler knows");
     }
-    StepResult result{.number = step.number, .epoch = step.epoch};
+    Undrawn result{{.number = step.number, .epoch = step.epoch}, {}, started};
     if (!ids_.empty()) {
       const size_t bytes = ids_.size() * static_cast<size_t>(stage_->hidden()) * sizeof(float);
       const int stride = mesh_.group_size();
@@ -169,13 +181,12 @@ class LocalWorker final : public Worker {
       const StepRows rows{static_cast<int32_t>(ids_.size()), ids_.data(), positions_.data(), sequences_, heads_};
       stage_->executable().forward(rows, embeds ? nullptr : stage_->incoming(), stage_->range().head ? nullptr : stage_->outgoing());
       if (!stage_->range().head) communicator_->send(settings_.rank + stride, kHiddenChannel, stage_->outgoing(), bytes);
-      if (leads_) sample(step, result);
+      if (samples_here_) sample(step, result);
     }
-    if (embeds && !owners_.empty()) posted_.push_back({step.number, owners_});
-    if (leads_) {
-      result.seconds = Seconds(std::chrono::steady_clock::now() - started).count();
-      callbacks_.result(std::move(result));
-    }
+    if (embeds && !keeps_ids_ && !owners_.empty()) posted_.push_back({step.number, owners_});
+    if (!samples_here_) return;
+    undrawn_.push_back(std::move(result));
+    if (!keeps_ids_ || needs_ids_) finish_oldest();
   }
 
   // The step's rows in the order of its sequences.
@@ -194,11 +205,12 @@ class LocalWorker final : public Worker {
       if (row.tokens < 1 || end > stage_->bucket().context || static_cast<int64_t>(slot.pages[0].size()) * stage_->bucket().page_tokens < end) {
         fail(Code::internal, "step", "runs tokens up to " + std::to_string(end) + " of slot " + std::to_string(row.slot) + " without pages for them");
       }
-      if (embeds && static_cast<size_t>(end) > slot.ids.size()) {
+      if (embeds && !keeps_ids_ && static_cast<size_t>(end) > slot.ids.size()) {
         fail(Code::internal, "step", "runs token " + std::to_string(end) + " of slot " + std::to_string(row.slot) + ", whose id is not known");
       }
       for (int32_t position = slot.length; position < end; ++position) {
-        ids_.push_back(embeds ? slot.ids[static_cast<size_t>(position)] : 0);
+        const auto known = static_cast<size_t>(position) < slot.ids.size();
+        ids_.push_back(!embeds ? 0 : known ? slot.ids[static_cast<size_t>(position)] : kDrawnId);
         positions_.push_back(position);
         if (row.all_logits) heads_.push_back(static_cast<int32_t>(ids_.size()) - 1);
       }
@@ -214,42 +226,68 @@ class LocalWorker final : public Worker {
     }
   }
 
-  void sample(const Step& step, StepResult& result) {
+  // A step whose tokens are being drawn.
+  struct Undrawn {
+    StepResult result;
+    std::vector<std::pair<SlotId, uint32_t>> owners;  // of its sampling rows
+    std::chrono::steady_clock::time_point started;
+  };
+
+  void sample(const Step& step, Undrawn& undrawn) {
     samples_.clear();
+    needs_ids_ = false;
     int32_t head = 0;
     for (const StepRow& row : step.rows) {
       Slot& slot = (*slots_)[row.slot];
       if (row.all_logits) {
         const auto vocab = static_cast<size_t>(stage_->vocab());
         const float* first = stage_->executable().logits() + static_cast<size_t>(head) * vocab;
-        result.logits.push_back({row.slot, slot.serial, slot.length - row.tokens, row.tokens, {first, first + static_cast<size_t>(row.tokens) * vocab}});
+        if (leads_) {
+          undrawn.result.logits.push_back(
+              {row.slot, slot.serial, slot.length - row.tokens, row.tokens, {first, first + static_cast<size_t>(row.tokens) * vocab}});
+        }
         head += row.tokens;
       } else if (row.sample) {
         ++head;
       }
       if (!row.sample) continue;
-      SampleRow sample{head - 1, slot.length, &slot.sampling, slot.counts, {}};
+      SampleRow sample{head - 1, row.slot, slot.length, &slot.sampling, slot.counts, {}};
       if (slot.generated < slot.min_tokens) sample.forbidden = slot.stop_ids;
       samples_.push_back(sample);
+      needs_ids_ |= has_penalty(slot.sampling);  // the next draw depends on this one's id, through counts that the host keeps
     }
     if (samples_.empty()) return;
-    sampled_.resize(samples_.size());
-    stage_->executable().sample(samples_, sampled_);
-    mail_.clear();
-    for (size_t i = 0; i < sampled_.size(); ++i) {
-      const Sampled& drawn = sampled_[i];
-      mail_.push_back({owners_[i].first, drawn.id});
-      StepToken token{owners_[i].first, owners_[i].second, drawn.id, drawn.logprob, {}};
-      for (int32_t k = 0; k < drawn.top_count; ++k) token.top.emplace_back(drawn.top_ids[k], drawn.top_logprobs[k]);
-      result.tokens.push_back(std::move(token));
-      slots_->count((*slots_)[owners_[i].first], drawn.id);
+    stage_->executable().sample(samples_);
+    for (const auto& [slot, serial] : owners_) ++(*slots_)[slot].generated;
+    undrawn.owners = owners_;
+  }
+
+  // Waits for the oldest step's tokens and tells of them.
+  void finish_oldest() {
+    Undrawn undrawn = std::move(undrawn_.front());
+    undrawn_.pop_front();
+    StepResult& result = undrawn.result;
+    if (!undrawn.owners.empty()) {
+      sampled_.resize(undrawn.owners.size());
+      stage_->executable().drawn(sampled_);
+      mail_.clear();
+      auto* own = !keeps_ids_ && !mailbox_ ? &own_mail_.emplace_back() : nullptr;
+      for (size_t i = 0; i < sampled_.size(); ++i) {
+        const Sampled& drawn = sampled_[i];
+        const auto [slot, serial] = undrawn.owners[i];
+        StepToken token{slot, serial, drawn.id, drawn.logprob, {}};
+        for (int32_t k = 0; k < drawn.top_count; ++k) token.top.emplace_back(drawn.top_ids[k], drawn.top_logprobs[k]);
+        result.tokens.push_back(std::move(token));
+        slots_->count(slot, serial, drawn.id);
+        mail_.push_back({slot, drawn.id});
+        if (own) own->push_back({slot, serial, drawn.id});
+        if (keeps_ids_) slots_->append(slot, serial, drawn.id);
+      }
+      if (!keeps_ids_ && mailbox_) mailbox_->post(result.number, mail_);
     }
-    if (mailbox_) {
-      mailbox_->post(step.number, mail_);
-    } else {
-      auto& own = own_mail_.emplace_back();
-      for (size_t i = 0; i < mail_.size(); ++i) own.push_back({mail_[i].slot, owners_[i].second, mail_[i].id});
-    }
+    if (!leads_) return;
+    result.seconds = Seconds(std::chrono::steady_clock::now() - undrawn.started).count();
+    callbacks_.result(std::move(result));
   }
 
   WorkerSettings settings_;
@@ -267,7 +305,11 @@ class LocalWorker final : public Worker {
   std::unique_ptr<Mailbox> mailbox_;
   std::unique_ptr<Stage> stage_;
   std::optional<Slots> slots_;
-  bool leads_ = false;  // samples and answers for the last stage
+  bool leads_ = false;         // answers for the last stage
+  bool keeps_ids_ = false;     // ids go from step to step on the device, the host learns of them later
+  bool samples_here_ = false;
+  bool needs_ids_ = false;     // the step at hand: its ids must be known before the next one is drawn
+  std::deque<Undrawn> undrawn_;
   uint64_t last_step_ = 0;
   std::deque<Posted> posted_;  // steps that sampled, whose ids have not been taken yet (stage 0)
   struct Own { SlotId slot; uint32_t serial; int32_t id; };

@@ -14,7 +14,8 @@ struct WorkerSettings {
   bool all_logits = false;
   bool check_digests = false;
   std::function<std::unique_ptr<Backend>()> backend;           // called on the rank's thread
-  std::function<std::unique_ptr<Communicator>()> communicator;  // likewise; may be null with one rank
+  std::function<std::unique_ptr<Communicator>(Backend&)> communicator;  // likewise; may be empty with one rank
+  std::function<std::unique_ptr<PeerGroup>(Communicator&, Backend&)> peers;  // of this rank's stage, likewise; may give null: alone in it
   LoadListener progress;                  // called on the rank's thread
 };
 

@@ -7,8 +7,6 @@
 namespace tandem {
 namespace {
 
-bool has_penalty(const Sampling& s) { return s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0; }
-
 void add_count(std::vector<TokenCount>& counts, int32_t id, bool prompt) {
   auto at = std::lower_bound(counts.begin(), counts.end(), id, [](const TokenCount& c, int32_t v) { return c.id < v; });
   if (at == counts.end() || at->id != id) at = counts.insert(at, TokenCount{id, 0, 0});
@@ -16,6 +14,8 @@ void add_count(std::vector<TokenCount>& counts, int32_t id, bool prompt) {
 }
 
 }  // namespace
+
+bool has_penalty(const Sampling& s) { return s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0; }
 
 Slot& Slots::operator[](SlotId id) {
   if (id < 0 || static_cast<size_t>(id) >= slots_.size() || !slots_[static_cast<size_t>(id)].used) {
@@ -76,9 +76,10 @@ uint64_t Slots::digest() const {
   return sum;
 }
 
-void Slots::count(Slot& slot, int32_t token) {
-  slot.generated++;
-  if (has_penalty(slot.sampling)) add_count(slot.counts, token, false);
+void Slots::count(SlotId id, uint32_t serial, int32_t token) {
+  if (static_cast<size_t>(id) >= slots_.size()) return;
+  Slot& slot = slots_[static_cast<size_t>(id)];
+  if (slot.used && slot.serial == serial && has_penalty(slot.sampling)) add_count(slot.counts, token, false);
 }
 
 }  // namespace tandem

@@ -20,13 +20,15 @@ struct Slot {
   int32_t generated = 0;       // tokens drawn, those before a preemption included
 };
 
+bool has_penalty(const Sampling& sampling);  // draws depend on the ids seen
+
 class Slots {
  public:
   Slots(int32_t context, int32_t page_tokens) : context_(context), page_tokens_(page_tokens) {}
   Slot& operator[](SlotId id);              // Errors: Code::internal when nothing was admitted there
   void apply(const Step& step);             // releases, admissions, grants, in that order
   void append(SlotId id, uint32_t serial, int32_t token);  // a drawn token that this rank needs to know; ignored when the slot has a new owner
-  void count(Slot& slot, int32_t token);    // for penalties
+  void count(SlotId id, uint32_t serial, int32_t token);  // for penalties; ignored likewise
   uint64_t digest() const;                  // the sum of slot_digest over all slots held: what Step::digest says
 
  private:

@@ -37,6 +37,7 @@ Stage::Stage(const Blueprint& blueprint, const Plan& plan, int rank, bool all_lo
     executable_->bind_memory({workspace_.memory, workspace_.bytes}, groups);
     executable_->bind_peers(peers);
     load(blueprint, slicer, member, progress);
+    executable_->prepare();
   } catch (...) {
     executable_.reset();
     for (Block& block : kv_) backend_.release(block.memory, block.bytes);
@@ -81,8 +82,9 @@ void Stage::load(const Blueprint& blueprint, const Slicer& slicer, int member, c
     items.push_back(std::move(item));
   }
   weights_ = take("weights", offset);
+  LoadedSlice slice;
   for (const Item& item : items) {
-    const LoadedSlice slice = load_slice(blueprint, item.held.id, item.part);
+    slice = load_slice(blueprint, item.held.id, item.part, std::move(slice.bytes));
     std::byte* destination = weights_.memory + item.offset;
     backend_.place(item.layout, slice.view, destination);
     executable_->bind(item.held.id, item.layout, destination);

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,7 +13,7 @@
 
 namespace tandem {
 
-// THE list (comms.cc). Each passes tests/sharding/comm/communicator_test.cc.
+// THE list (comms.cc). Each passes tests/sharding/comm/communicator_test.cc; "nccl" (nccl.h) is of GPUs, over either of the others.
 struct Transport {
   std::string_view name;
   bool between_processes;
@@ -32,6 +33,9 @@ void finalize_mpi();      // orderly end; never after an abort
 std::unique_ptr<Communicator> make_mpi();
 // Every wait of `inner` ends at the deadline with Code::deadline_exceeded, after which the communicator is aborted for good.
 std::unique_ptr<Communicator> make_guarded(std::unique_ptr<Communicator> inner, std::chrono::milliseconds deadline);
+
+// Every member's bytes, in member order; all give the same number of them. Over host messages.
+std::vector<std::string> exchange(Communicator& communicator, std::span<const int> members, std::string_view mine);
 
 // The peer group of this rank's stage; null when it is alone. Borrows `communicator`.
 std::unique_ptr<PeerGroup> make_peer_group(Communicator& communicator, const Mesh& mesh);

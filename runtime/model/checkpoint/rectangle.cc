@@ -37,8 +37,8 @@ void read_ranges(const TensorSource& source, const TensorInfo& tensor, std::span
   }
 }
 
-void read_rectangle(const TensorSource& source, const TensorInfo& tensor, const Format& format, int64_t rows, int64_t cols,
-                    const Rectangle& part, std::vector<std::byte>& out, uint64_t offset, size_t component) {
+void check_holds(const TensorSource& source, const TensorInfo& tensor, const Format& format, int64_t rows, int64_t cols, uint64_t offset,
+                 size_t component) {
   const auto components = format.components(rows, cols);
   const uint64_t stored = components.at(component).bytes;
   if (offset > tensor.bytes || stored > tensor.bytes - offset) {
@@ -47,6 +47,11 @@ void read_rectangle(const TensorSource& source, const TensorInfo& tensor, const 
                                             std::string(format.name()) + " values needs " + std::to_string(stored) +
                                             (offset ? " from byte " + std::to_string(offset) : "") + ")");
   }
+}
+
+void read_rectangle(const TensorSource& source, const TensorInfo& tensor, const Format& format, int64_t rows, int64_t cols,
+                    const Rectangle& part, std::vector<std::byte>& out, uint64_t offset, size_t component) {
+  check_holds(source, tensor, format, rows, cols, offset, component);
   const std::vector<ByteRange> ranges = format.ranges(rows, cols, part).at(component);
   uint64_t bytes = 0;
   for (const ByteRange& range : ranges) bytes += range.size();

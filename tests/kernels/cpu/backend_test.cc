@@ -109,7 +109,7 @@ TEST(InstructionSets, AgreeWithTheExpansion) {
       SampleRow row;
       row.head = 40, row.sampling = &greedy;
       Sampled sampled;
-      halves.executable().sample({&row, 1}, {&sampled, 1});
+      draw(halves.executable(), std::span(&row, 1), std::span(&sampled, 1));
     }
   }
   hwy::SetSupportedTargetsForTest(0);

@@ -385,14 +385,14 @@ TEST(Executable, AllocatesNothingAfterTheFirstStep) {
         std::vector<SampleRow> rows(2);
         std::vector<Sampled> sampled(2);
         for (SampleRow& row : rows) row.sampling = &sampling;
-        run.executable().sample(rows, sampled);
+        draw(run.executable(), rows, sampled);
         for (const int32_t count : {1, 10}) {
           run.forget_step();
           run.add({&sequence, 30, count});
           const StepRows step = run.step();
           const int64_t before = allocations;
           run.executable().forward(step, nullptr, nullptr);
-          run.executable().sample(rows, sampled);
+          draw(run.executable(), rows, sampled);
           EXPECT_EQ(allocations, before) << count << " rows, " << threads << " threads";
           rows.resize(1);
         }
@@ -420,12 +420,12 @@ TEST(Executable, LogitsOnlyOfTheRowsAskedFor) {
   SampleRow rows[3];
   for (int i = 0; i < 3; ++i) rows[i].head = i % 2, rows[i].sampling = &greedy;
   Sampled sampled[3];
-  run.executable().sample(rows, sampled);
+  draw(run.executable(), rows, sampled);
   for (int i = 0; i < 3; ++i)
     EXPECT_EQ(sampled[i].id, std::max_element(all[heads[i % 2]].begin(), all[heads[i % 2]].end()) - all[heads[i % 2]].begin());
   step.heads = {};
   run.executable().forward(step, nullptr, nullptr);
-  EXPECT_THROW(run.executable().sample({rows, 1}, sampled), Error);
+  EXPECT_THROW(draw(run.executable(), std::span(rows).first(1), sampled), Error);
 }
 
 TEST(Executable, CopiedPagesReadTheSame) {
@@ -475,7 +475,7 @@ TEST(Executable, NaNWeightsReachTheSampler) {
     SampleRow row;
     row.head = 19, row.sampling = &greedy;
     Sampled sampled;
-    EXPECT_THROW(run.executable().sample({&row, 1}, {&sampled, 1}), Error);
+    EXPECT_THROW(draw(run.executable(), std::span(&row, 1), std::span(&sampled, 1)), Error);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -137,12 +138,22 @@ struct TinySequence {
   std::vector<int32_t> pages;
 };
 
-// A program bound to a CPU backend.
+// How a test reaches a backend's memory: the host's own, unless a device is behind it.
+struct TinyMemory {
+  std::function<void(std::byte* memory, int value, uint64_t bytes)> fill = [](std::byte* memory, int value, uint64_t bytes) { std::memset(memory, value, bytes); };
+  std::function<void(const std::byte* memory, void* host, uint64_t bytes)> read = [](const std::byte* memory, void* host, uint64_t bytes) {
+    std::memcpy(host, memory, bytes);
+  };
+};
+
+// A program bound to a backend.
 class TinyRun {
  public:
   TinyRun(const TinyProgram& model, int threads, const Bucket& bucket, Arithmetic arithmetic, int32_t pages = 64, bool poison = true,
           cpu::Features features = cpu::detect_features())
-      : model_(model), bucket_(bucket), backend_(cpu::make_cpu_backend(threads, features, poison)) {
+      : TinyRun(model, cpu::make_cpu_backend(threads, features, poison), {}, bucket, arithmetic, pages) {}
+  TinyRun(const TinyProgram& model, std::unique_ptr<Backend> backend, TinyMemory memory_access, const Bucket& bucket, Arithmetic arithmetic, int32_t pages = 64)
+      : model_(model), bucket_(bucket), backend_(std::move(backend)), access_(std::move(memory_access)) {
     executable_ = backend_->compile(model.program, model.kv, bucket, arithmetic);
     for (size_t id = 0; id < model.weights.size(); ++id) {
       const TinyWeight& w = model.weights[id];
@@ -158,14 +169,16 @@ class TinyRun {
     for (const KvShape& shape : model.kv) {
       const uint64_t cache = pages * page_bytes(shape, bucket.page_tokens, arithmetic.kv);
       caches.push_back({block(cache), cache});
-      std::memset(caches.back().data(), 0xff, cache);  // NaN wherever nothing was written
+      access_.fill(caches.back().data(), 0xff, cache);  // NaN wherever nothing was written
     }
     executable_->bind_memory(workspace_, caches);
   }
   ~TinyRun() {
     executable_.reset();
     for (const auto& [memory, bytes] : blocks_) {
-      for (uint64_t i = 0; i < 64; ++i) EXPECT_EQ(memory[bytes + i], std::byte{0x5a}) << "written past a block of " << bytes;
+      std::byte ring[64];
+      access_.read(memory + bytes, ring, sizeof ring);
+      for (const std::byte b : ring) EXPECT_EQ(b, std::byte{0x5a}) << "written past a block of " << bytes;
       backend_->release(memory, bytes + 64);
     }
   }
@@ -181,6 +194,11 @@ class TinyRun {
     executable_->forward(step(), nullptr, nullptr);
     return logits();
   }
+  void forward_only(const std::vector<Piece>& pieces) {
+    forget_step();
+    for (const Piece& piece : pieces) add(piece);
+    executable_->forward(step(), nullptr, nullptr);
+  }
   void forget_step() { ids_.clear(), positions_.clear(), heads_.clear(), rows_.clear(); }
   void add(const Piece& piece) {
     SequenceRows s{piece.sequence->slot, static_cast<int32_t>(ids_.size()), piece.rows, piece.position};
@@ -195,8 +213,8 @@ class TinyRun {
   std::vector<std::vector<float>> logits() const {
     std::vector<std::vector<float>> logits;
     const int64_t vocab = model_.program.vocab();
-    for (size_t i = 0; i < heads_.size(); ++i)
-      logits.emplace_back(executable_->logits() + i * vocab, executable_->logits() + (i + 1) * vocab);
+    const float* values = executable_->logits();
+    for (size_t i = 0; i < heads_.size(); ++i) logits.emplace_back(values + i * vocab, values + (i + 1) * vocab);
     return logits;
   }
   // One stage of several: float[rows, hidden] comes in, unless it embeds, and goes out, unless it has the head.
@@ -207,6 +225,7 @@ class TinyRun {
     executable_->forward(step(), hidden_in, out.data());
     return out;
   }
+  void set_ids(int32_t id) { ids_.assign(ids_.size(), id); }
   StepRows step() const {
     StepRows s;
     s.rows = static_cast<int32_t>(ids_.size());
@@ -218,7 +237,7 @@ class TinyRun {
  private:
   std::byte* block(uint64_t bytes) {  // ringed
     std::byte* memory = backend_->allocate(bytes + 64);
-    std::memset(memory + bytes, 0x5a, 64);
+    access_.fill(memory + bytes, 0x5a, 64);
     blocks_.emplace_back(memory, bytes);
     return memory;
   }
@@ -226,6 +245,7 @@ class TinyRun {
   const TinyProgram& model_;
   Bucket bucket_;
   std::unique_ptr<Backend> backend_;
+  TinyMemory access_;
   std::unique_ptr<Executable> executable_;
   std::span<std::byte> workspace_;
   std::vector<std::pair<std::byte*, uint64_t>> blocks_;
@@ -254,6 +274,11 @@ inline Matrix judge(const TinyProgram& model, const TinySequence& sequence, cons
   step.sequences = {&rows, 1}, step.heads = heads;
   evaluator.run(model.program, step);
   return evaluator.value(kLogits);
+}
+
+inline void draw(Executable& executable, std::span<const SampleRow> rows, std::span<Sampled> out) {
+  executable.sample(rows);
+  executable.drawn(out.first(rows.size()));
 }
 
 }  // namespace tandem::testing

@@ -112,7 +112,7 @@ TEST_P(Communicators, KnowThemselves) {
   });
   std::set<std::string_view> names;
   for (const Transport& transport : transports()) names.insert(transport.name);
-  EXPECT_EQ(names, (std::set<std::string_view>{"inproc", "mpi"})) << "a new transport joins this suite";
+  EXPECT_EQ(names, (std::set<std::string_view>{"inproc", "mpi", "nccl"})) << "a new transport joins this suite (nccl: nccl_test.cc)";
 }
 
 TEST_P(Communicators, MessagesArriveInOrder) {

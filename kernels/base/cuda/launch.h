@@ -1,0 +1,60 @@
+// Launching kernels: a stream, what the device is, and whether a kernel may begin before the one ahead of it has ended (programmatic
+// dependent launch, compute capability 9.0 and later). The rule that makes the latter safe: every kernel calls wait_for_previous()
+// before it reads what another kernel wrote and before its first write to global memory, also when it returns early; only weights and
+// other constants may be read before. Host side: launch().
+#pragma once
+#include <cuda_runtime.h>
+
+#include <utility>
+
+#include "kernels/base/cuda/check.h"
+
+namespace tandem::cuda {
+
+struct DeviceInfo {
+  int index = 0, multiprocessors = 0, major = 0, minor = 0;
+  size_t shared_per_block = 0, l2_bytes = 0;  // with the opt-in limit
+};
+
+struct Launch {
+  cudaStream_t stream = nullptr;
+  const DeviceInfo* device = nullptr;
+  bool dependent = false;  // programmatic dependent launch
+};
+
+// `shared`: dynamic bytes; above 48 KB the caller has raised the kernel's limit once (allow_shared).
+template <typename... Parameters, typename... Arguments>
+void launch(const Launch& how, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const char* name, Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = how.stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = how.dependent && how.device->major >= 9 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...), name);
+}
+
+// Raises a kernel's shared memory limit; cheap enough to be called once per kernel and device, not per launch.
+template <typename Kernel>
+void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+}
+
+#ifdef __CUDACC__
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#endif
+
+}  // namespace tandem::cuda

@@ -1,0 +1,89 @@
+// The experts' products: the kernels of single products over the lists that route() wrote, first gate and up, then down.
+#include <algorithm>
+#include <span>
+
+#include "kernels/cuda/tile4_launch.h"
+#include "kernels/cuda/tile4_one.cuh"
+#include "kernels/cuda/tile4_share.h"
+
+namespace tandem::cuda {
+namespace {
+
+constexpr int64_t kFewPairs = 8;  // multiplied one by one: what two of them read of an expert the second finds in the cache
+
+template <bool kNested>
+std::span<const RowsKernel> rows_kernels(int shared_limit) {
+  static const RowsKernel all[] = {{some_rows<bf16, kNested, 1, 2, 4, 512, true>, 1, 2, 4, 16}, {some_rows<bf16, kNested, 2, 2, 4, 448, true>, 2, 2, 4, 14}};
+  static const bool once = [shared_limit] {
+    for (const RowsKernel& k : all) allow_shared(k.kernel, static_cast<size_t>(shared_limit), "tile4_experts");
+    return true;
+  }();
+  static_cast<void>(once);
+  return all;
+}
+
+struct Half {  // gate and up, or down
+  TileProducts products;
+  bool nested = false;
+  const std::byte* const* data[2] = {};
+  const void* values = nullptr;
+  int64_t stride = 0;
+  const int32_t* row_of = nullptr;
+};
+
+void add_matrix(Half& half, const ExpertWeights& weights) {
+  const Tile4 shape = tile4(*weights.shape.format, weights.shape.rows, weights.shape.cols);
+  const int n = half.products.tiles == 0 ? 0 : 1;
+  TileMatrix& m = half.products.matrix[n];
+  m.scales_offset = shape.scales_offset, m.nested_offset = shape.nested_offset, m.map_offset = shape.map_offset;
+  m.rows = static_cast<int32_t>(shape.rows);
+  m.first_tile = half.products.tiles;
+  half.products.products = n + 1;
+  half.products.tiles += static_cast<int32_t>(shape.row_tiles);
+  half.products.slices = static_cast<int32_t>(shape.slices), half.products.cols = static_cast<int32_t>(shape.cols);
+  half.nested = shape.nested;
+  half.data[n] = weights.data;
+}
+
+void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScratch& scratch) {
+  const int64_t pairs = call.rows * call.top_k;
+  if (pairs <= kFewPairs && half.products.slices <= most_slices(half.products.gated)) {
+    OneRow p;
+    p.products = half.products;
+    p.values = half.values, p.stride = half.stride, p.row_of = half.row_of;
+    p.begin = call.lists.begin, p.local_experts = call.local_experts;
+    p.data[0] = half.data[0], p.data[1] = half.data[1];
+    return half.nested ? launch_one<true, true>(how, p, "tile4_experts") : launch_one<false, true>(how, p, "tile4_experts");
+  }
+  SomeRows p;
+  p.products = half.products;
+  p.products.rows = call.rows <= 8 ? 8 : 16;  // of an item
+  p.values = half.values, p.stride = half.stride, p.row_of = half.row_of;
+  p.begin = call.lists.begin, p.local_experts = call.local_experts;
+  p.data[0] = half.data[0], p.data[1] = half.data[1];
+  p.most_items = static_cast<int>(std::min<int64_t>(call.local_experts, pairs) + pairs / p.products.rows);
+  const int limit = static_cast<int>(how.device->shared_per_block);
+  launch_rows(how, p, half.nested ? rows_kernels<true>(limit) : rows_kernels<false>(limit), p.most_items, scratch);
+}
+
+}  // namespace
+
+void tile4_experts(const Launch& how, const ExpertCall& call, const LinearScratch& scratch) {
+  if (call.element != Element::bf16) fail(Code::internal, "tile4_experts", "activations must be bf16");
+  if (call.rows <= 0 || call.local_experts <= 0) return;
+  Half wide;
+  add_matrix(wide, call.gate);
+  add_matrix(wide, call.up);
+  wide.products.gated = true, wide.products.output = LinearOutput::gated, wide.products.activation = call.activation;
+  wide.products.y = call.gated, wide.products.y_stride = call.ffn;
+  wide.values = call.h, wide.stride = call.hidden, wide.row_of = call.lists.row_of;
+  run(how, call, wide, scratch);
+  Half back;
+  add_matrix(back, call.down);
+  back.products.output = LinearOutput::store_f32;
+  back.products.y = call.results, back.products.y_stride = call.hidden;
+  back.values = call.gated, back.stride = call.ffn;
+  run(how, call, back, scratch);
+}
+
+}  // namespace tandem::cuda

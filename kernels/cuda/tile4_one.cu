@@ -1,0 +1,17 @@
+#include "kernels/cuda/tile4_one.cuh"
+
+#include "kernels/cuda/tile4_launch.h"
+
+namespace tandem::cuda {
+
+bool one_row_takes(const TileProducts& products) { return products.slices <= most_slices(products.gated); }
+
+void multiply_one_row(const Launch& how, const TileProducts& products, const LinearInput& input, bool nested) {
+  OneRow p;
+  p.products = products;
+  p.values = input.values, p.residual = input.residual, p.norm_weight = input.norm_weight, p.epsilon = input.epsilon;
+  p.stride = input.stride, p.row_of = input.row_of;
+  nested ? launch_one<true, false>(how, p, "tile4_one_row") : launch_one<false, false>(how, p, "tile4_one_row");
+}
+
+}  // namespace tandem::cuda
