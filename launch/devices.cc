@@ -27,7 +27,7 @@ int index_of(std::string_view digits, const std::string& whole) {
 
 std::vector<cuda::Gpu> named_gpus(const std::string& device) {
   std::vector<cuda::Gpu> all = cuda::gpus();
-  if (all.empty()) fail(Code::failed_precondition, "--device", "is " + device + ", but " + cuda::why_none() + " (use cpu or auto)");
+  if (all.empty()) bad_input("--device", "is " + device + ", but " + cuda::why_none() + " (use cpu or auto)");
   const size_t colon = device.find(':');
   if (colon == std::string::npos) return all;
   std::vector<cuda::Gpu> named;
@@ -102,9 +102,9 @@ void require_here(const std::string& device_id) {
   if (!is_gpu(device_id)) return;
   const std::vector<cuda::Gpu> all = cuda::gpus();
   const int index = gpu_index(device_id);
-  if (all.empty()) fail(Code::failed_precondition, "device " + device_id, "cannot be used: " + cuda::why_none());
+  if (all.empty()) bad_input("device " + device_id, "cannot be used: " + cuda::why_none() + " (plan for cpu)");
   if (index < 0 || static_cast<size_t>(index) >= all.size()) {
-    fail(Code::failed_precondition, "device " + device_id, "is not on this machine (it has " + std::to_string(all.size()) + " GPUs, counted from 0)");
+    bad_input("device " + device_id, "is not on this machine (it has " + std::to_string(all.size()) + " GPUs, counted from 0)");
   }
 }
 

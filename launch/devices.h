@@ -23,7 +23,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device_id, int threads)
 std::unique_ptr<Backend> make_sizes(bool gpus, int threads);
 // Bytes per second that a device of a plan reads of its memory, measured now.
 double read_bandwidth(const std::string& device_id, int threads);
-// Errors: Code::failed_precondition naming the first device of a plan that this machine does not have.
+// Errors: Code::invalid_argument naming a device of a plan that this machine does not have.
 void require_here(const std::string& device_id);
 
 }  // namespace tandem

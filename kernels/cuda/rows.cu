@@ -12,7 +12,7 @@ namespace tandem::cuda {
 namespace {
 
 constexpr int kThreads = 256, kMostThreads = 1024;
-constexpr int kQuads = 4;  // of a row in one thread's registers
+constexpr int kQuads = 4;  // that a thread has in flight
 
 template <typename F>
 void by_element(Element element, const F& f) {
@@ -79,36 +79,36 @@ __global__ void __launch_bounds__(kThreads) embed_quads(EmbedCall call) {
 
 // ---- residual sums and norms
 
-// One block a row, in registers. blockDim.x * kQuads quads hold a row; how many threads that takes depends on its width only, so that
-// its sums do not depend on its company.
-template <typename T>
-__global__ void __launch_bounds__(kMostThreads) enter_quads(EnterCall call) {
+// One block a row, in registers: blockDim.x * kHeld quads. How many threads that takes depends on the width only, so that a row's sums do
+// not depend on its company. Few registers, so that many rows are on their way at once.
+template <typename T, int kHeld>
+__global__ void __launch_bounds__(kMostThreads, kHeld == 2 ? 2 : 1) enter_quads(EnterCall call) {
   __shared__ float shared[32];
   let_next_begin();
   const int quads = static_cast<int>(call.hidden / 4), stride = blockDim.x;
   const auto holds = [&](int k) { return static_cast<int>(threadIdx.x) + k * stride < quads; };
-  float4 weight[kQuads];  // a constant: read while the kernel ahead still runs
+  float4 weight[kHeld];  // a constant: read while the kernel ahead still runs
   if (call.h != nullptr) {
 #pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
+    for (int k = 0; k < kHeld; ++k) {
       if (holds(k)) weight[k] = __ldg(reinterpret_cast<const float4*>(call.weight) + threadIdx.x + k * stride);
     }
   }
   wait_for_previous();
   const int64_t row = blockIdx.x;
   float4* x = reinterpret_cast<float4*>(call.x + (call.row_of != nullptr ? call.row_of[row] : row) * call.hidden) + threadIdx.x;
-  float4 v[kQuads];
+  float4 v[kHeld];
 #pragma unroll
-  for (int k = 0; k < kQuads; ++k) v[k] = holds(k) ? x[k * stride] : float4{0, 0, 0, 0};
+  for (int k = 0; k < kHeld; ++k) v[k] = holds(k) ? x[k * stride] : float4{0, 0, 0, 0};
   if (call.pending != nullptr) {
     const float4* pending = reinterpret_cast<const float4*>(call.pending + row * call.hidden) + threadIdx.x;
-    float4 p[kQuads];
+    float4 p[kHeld];
 #pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
+    for (int k = 0; k < kHeld; ++k) {
       if (holds(k)) p[k] = pending[k * stride];
     }
 #pragma unroll
-    for (int k = 0; k < kQuads; ++k) {
+    for (int k = 0; k < kHeld; ++k) {
       if (!holds(k)) break;
       v[k] = {v[k].x + p[k].x, v[k].y + p[k].y, v[k].z + p[k].z, v[k].w + p[k].w};
       if (call.row_of == nullptr) x[k * stride] = v[k];
@@ -119,12 +119,12 @@ __global__ void __launch_bounds__(kMostThreads) enter_quads(EnterCall call) {
   if (call.kind == NormKind::layer) {
     float sum = 0;
 #pragma unroll
-    for (int k = 0; k < kQuads; ++k) sum += (v[k].x + v[k].y) + (v[k].z + v[k].w);
+    for (int k = 0; k < kHeld; ++k) sum += (v[k].x + v[k].y) + (v[k].z + v[k].w);
     mean = block_sum(sum, shared) / static_cast<float>(call.hidden);
   }
   float squares = 0;
 #pragma unroll
-  for (int k = 0; k < kQuads; ++k) {
+  for (int k = 0; k < kHeld; ++k) {
     if (!holds(k)) break;
     v[k] = {v[k].x - mean, v[k].y - mean, v[k].z - mean, v[k].w - mean};
     squares += (v[k].x * v[k].x + v[k].y * v[k].y) + (v[k].z * v[k].z + v[k].w * v[k].w);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kMostThreads) enter_quads(EnterCall call) {
   const float scale = 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(call.hidden) + call.epsilon);
   Quad<T>* h = reinterpret_cast<Quad<T>*>(static_cast<T*>(call.h) + row * call.hidden) + threadIdx.x;
 #pragma unroll
-  for (int k = 0; k < kQuads; ++k) {
+  for (int k = 0; k < kHeld; ++k) {
     if (!holds(k)) break;
     float4 b{0, 0, 0, 0};
     if (call.bias != nullptr) b = __ldg(reinterpret_cast<const float4*>(call.bias) + threadIdx.x + k * stride);
@@ -227,9 +227,9 @@ __global__ void __launch_bounds__(kThreads) bias_vectors(const float* bias, T* y
   wait_for_previous();
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kEach;
   if (i >= width) return;
-  float b[kEach];
+  alignas(16) float b[kEach];
 #pragma unroll
-  for (int k = 0; k < kEach; ++k) b[k] = bias[i + k];
+  for (int k = 0; k < kEach; k += 4) *reinterpret_cast<float4*>(b + k) = __ldg(reinterpret_cast<const float4*>(bias + i + k));  // a constant
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     auto* at = reinterpret_cast<Sixteen<T>*>(y + row * stride + i);
     Sixteen<T> v = *at;
@@ -256,7 +256,8 @@ __global__ void __launch_bounds__(kThreads) scale_and_cap_all(float* y, int64_t 
   for (int64_t i = whole * 4 + first; i < count; i += step) y[i] = scaled_and_capped(y[i], scale, cap);
 }
 
-int64_t most_in_y(int64_t rows) { return std::min<int64_t>(rows, 65535); }
+// Where rows are many, a block takes four of them one after another.
+int64_t blocks_of_rows(int64_t rows) { return std::min<int64_t>(rows < 1024 ? rows : (rows + 3) / 4, 65535); }
 
 }  // namespace
 
@@ -275,13 +276,14 @@ void embed(const Launch& how, const EmbedCall& call) {
 
 void enter(const Launch& how, const EnterCall& call) {
   if (call.rows == 0 || call.hidden == 0) return;
-  const bool quads = call.hidden % 4 == 0 && call.hidden <= 4 * kQuads * kMostThreads && aligned(call.x) && aligned(call.pending) && aligned(call.h) &&
+  const bool quads = call.hidden % 4 == 0 && call.hidden <= 4 * 4 * kMostThreads && aligned(call.x) && aligned(call.pending) && aligned(call.h) &&
                      aligned(call.weight) && aligned(call.bias);
   by_element(call.element, [&](auto t) {
     using T = decltype(t);
     if (quads) {  // two quads a thread: enough in flight when rows are many, and a short wait when there is one
       const auto threads = std::clamp<int64_t>((call.hidden / 4 + 63) / 64 * 32, 32, kMostThreads);
-      launch(how, enter_quads<T>, dim3(static_cast<unsigned>(call.rows)), dim3(static_cast<unsigned>(threads)), 0, "norm", call);
+      launch(how, call.hidden <= 4 * 2 * kMostThreads ? enter_quads<T, 2> : enter_quads<T, 4>, dim3(static_cast<unsigned>(call.rows)),
+             dim3(static_cast<unsigned>(threads)), 0, "norm", call);
     } else {
       launch(how, enter_rows<T>, dim3(static_cast<unsigned>(call.rows)), dim3(kThreads), 0, "norm", call);
     }
@@ -295,7 +297,7 @@ void activate(const Launch& how, Activation activation, const void* gate, const 
     using T = decltype(t);
     constexpr int64_t kEach = 16 / sizeof(T);
     const bool vectors = (width | in_stride | out_stride) % kEach == 0 && aligned(gate) && aligned(up) && aligned(out);
-    launch(how, vectors ? activate_vectors<T> : activate_rows<T>, grid_over(vectors ? width / kEach : width, most_in_y(rows)), dim3(kThreads), 0, "activation",
+    launch(how, vectors ? activate_vectors<T> : activate_rows<T>, grid_over(vectors ? width / kEach : width, blocks_of_rows(rows)), dim3(kThreads), 0, "activation",
            activation, static_cast<const T*>(gate), static_cast<const T*>(up), static_cast<T*>(out), rows, width, in_stride, out_stride);
   });
 }
@@ -305,8 +307,8 @@ void add_bias(const Launch& how, const float* bias, void* y, Element element, in
   by_element(element, [&](auto t) {
     using T = decltype(t);
     constexpr int64_t kEach = 16 / sizeof(T);
-    const bool vectors = (width | stride) % kEach == 0 && aligned(y);
-    launch(how, vectors ? bias_vectors<T> : bias_rows<T>, grid_over(vectors ? width / kEach : width, most_in_y(rows)), dim3(kThreads), 0, "bias", bias,
+    const bool vectors = (width | stride) % kEach == 0 && aligned(y) && aligned(bias);
+    launch(how, vectors ? bias_vectors<T> : bias_rows<T>, grid_over(vectors ? width / kEach : width, blocks_of_rows(rows)), dim3(kThreads), 0, "bias", bias,
            static_cast<T*>(y), rows, width, stride);
   });
 }

@@ -53,8 +53,9 @@ __global__ void __launch_bounds__(kThreads) best_of_row(const SampleCall call, c
   const Best of_block = block_best(best, bests);
   if (wanted) sum = block_sum(rescaled(sum, best.value, of_block.value), sums);
 
-  auto* partials = reinterpret_cast<RawBest*>(call.scratch + layout.partials) + static_cast<int64_t>(i) * kSampleBlocks;
-  auto* counter = reinterpret_cast<uint32_t*>(call.scratch) + i;
+  std::byte* scratch = call.scratch + layout.rows + i * kSampleRowBytes;
+  auto* partials = reinterpret_cast<RawBest*>(scratch);
+  auto* counter = reinterpret_cast<uint32_t*>(scratch + kSampleCounter);
   if (threadIdx.x == 0) {
     *reinterpret_cast<int4*>(partials + blockIdx.x) = {__float_as_int(nan ? NAN : of_block.value), of_block.id, __float_as_int(sum), 0};
     __threadfence();
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) best_of_row(const SampleCall call, c
   *counter = 0;
   const bool right = all.value > -INFINITY;  // false for NaN too
   const auto log_total = static_cast<float>(static_cast<double>(all.value) + static_cast<double>(logf(total)));
-  reinterpret_cast<RawBest*>(call.scratch + layout.raws)[i] = {all.value, all.id, log_total, 0};
+  *reinterpret_cast<RawBest*>(scratch + kSampleRaw) = {all.value, all.id, log_total, 0};
   Sampled& out = call.out[i];
   out.id = right ? all.id : -1;
   out.logprob = right && wanted ? all.value - log_total : 0;

@@ -46,7 +46,7 @@ __device__ __forceinline__ float4 load_quad(const float* row, int64_t q, int64_t
   return {at(4 * q), at(4 * q + 1), at(4 * q + 2), at(4 * q + 3)};
 }
 
-// Draws every row greedily from the logits as they are: all there is to do for plain rows. Leaves raws[row].
+// Draws every row greedily from the logits as they are: all there is to do for plain rows. Leaves a row's RawBest.
 void take_best(const Launch& how, const SampleCall& call, const SampleScratch& layout);
 // After it: rows that are not plain, by all the steps.
 void draw(const Launch& how, const SampleCall& call, const SampleScratch& layout);

@@ -1,5 +1,6 @@
 // All the steps of sampling, by a team of blocks a row that holds the row in shared memory. Probabilities are summed as integers, so that
 // atomics and the order of threads do not matter.
+#include <algorithm>
 #include <array>
 #include <atomic>
 
@@ -85,11 +86,11 @@ __device__ __forceinline__ Run run_of_warp(const Slice& slice) {
 __device__ void keep_first(Team& team, const Slice& slice, float tie, Mass keep) {
   const int lane = threadIdx.x % 32;
   const Run run = run_of_warp(slice);
-  Mass ties = 0, of_warp = 0, of_block = 0, at = 0;
-  each_left(slice, [&](float v) { of_block += v == tie; });
-  team.exchange(team.block_sum_of(of_block), [&](int m, Mass part) { at += m < team.rank ? part : 0; });
+  Mass ties = 0, of_warp = 0, of_block = 0;
   for (int i = run.begin + lane; i < run.end; i += 32) ties += slice.values[i] == tie;
-  at += before_warp(team, ties, of_warp);
+  Mass at = before_warp(team, ties, of_warp);
+  for (int w = 0; w < kTeamWarps; ++w) of_block += team.masses[w];
+  team.exchange(of_block, [&](int m, Mass part) { at += m < team.rank ? part : 0; });
   for (int first = run.begin; first < run.end; first += 32) {
     const int i = first + lane;
     const bool hit = i < run.end && slice.values[i] == tie;
@@ -104,12 +105,12 @@ __device__ void keep_first(Team& team, const Slice& slice, float tie, Mass keep)
 __device__ int32_t invert(Team& team, Shared& s, const Slice& slice, Mass target) {
   const int lane = threadIdx.x % 32;
   const Run run = run_of_warp(slice);
-  if (threadIdx.x == 0) s.found = -1;
-  Mass sum = 0, of_block = 0, at = 0, of_warp = 0;
-  each_left(slice, [&](float v) { of_block += mass_of(v); });
-  team.exchange(team.block_sum_of(of_block), [&](int m, Mass part) { at += m < team.rank ? part : 0; });
+  if (threadIdx.x == 0) s.found = -1;  // seen by all after before_warp
+  Mass sum = 0, of_warp = 0, of_block = 0;
   for (int i = run.begin + lane; i < run.end; i += 32) sum += mass_of(slice.values[i]);
-  at += before_warp(team, sum, of_warp);
+  Mass at = before_warp(team, sum, of_warp);
+  for (int w = 0; w < kTeamWarps; ++w) of_block += team.masses[w];
+  team.exchange(of_block, [&](int m, Mass part) { at += m < team.rank ? part : 0; });
   if (target >= at && target < at + of_warp) {  // one warp of the team
     for (int first = run.begin; first < run.end; first += 32) {
       const int i = first + lane;
@@ -264,7 +265,8 @@ __device__ void draw_row(const SampleCall& call, const SampleRowOnDevice& row, c
     } else {
       Mass total = 0;
       each_left(slice, [&](float& v) {
-        v = __fdiv_rn(__fsub_rn(v, best.value), o.temperature);
+        v = __fsub_rn(v, best.value);
+        if (o.temperature != 1) v = __fdiv_rn(v, o.temperature);
         total += mass_of(v);
       });
       total = filter(team, s.selection, slice, o, call.vocab, team.sum(total));
@@ -292,10 +294,10 @@ __global__ void TANDEM_TEAM __launch_bounds__(kTeamThreads, 2) draw_rows(const S
   Slice slice;
   slice.begin = team.rank * share;
   slice.count = static_cast<int>(max(min(static_cast<int64_t>(share), call.vocab - slice.begin), int64_t{0}));
-  slice.values = in_shared ? dynamic : reinterpret_cast<float*>(call.scratch + layout.values) + index * layout.stride + slice.begin;
+  slice.values = in_shared ? dynamic : reinterpret_cast<float*>(call.scratch) + index * layout.stride + slice.begin;
   const int count = *call.count;
   for (int i = index; i < count; i += teams) {
-    const RawBest raw = reinterpret_cast<const RawBest*>(call.scratch + layout.raws)[i];
+    const RawBest raw = *reinterpret_cast<const RawBest*>(call.scratch + layout.rows + i * kSampleRowBytes + kSampleRaw);
     draw_row(call, call.rows[i], raw, team, s, slice, whole, call.out[i]);
     team.meet();  // nobody leaves, or begins another row, while others may read its shared memory
   }
@@ -311,7 +313,7 @@ void draw(const Launch& how, const SampleCall& call, const SampleScratch& layout
   static std::array<std::atomic<bool>, 64> allowed{};                       // by device
   if (!allowed[how.device->index].exchange(true)) allow_shared(draw_rows, most, "sampling");
   const bool in_shared = slice <= most, whole = call.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(call.logits) % 16 == 0;
-  const int64_t teams = in_shared ? call.most_rows : layout.teams;
+  const int64_t teams = in_shared ? call.most_rows : std::min(call.most_rows, kSampleTeams);
   launch(how, draw_rows, dim3(static_cast<unsigned>(teams * members)), dim3(kTeamThreads), in_shared ? slice : 0, "sampling", call, layout, whole, in_shared);
 }
 

@@ -423,7 +423,7 @@ std::vector<Case> cases() {
       {"ContextDoesNotFit", GENERATE " --context 16000000 --max-memory cpu=1GiB", nothing(), "", "fit"},
       {"ContextText", GENERATE " --context many", nothing(), "--context", "many"},
       {"BatchHuge", GENERATE " --max-batch 1000000", nothing(), "--max-batch", ""},
-      {"ChunkZero", GENERATE " --chunk 0", nothing(), "--chunk", ""},
+      {"ChunkNegative", GENERATE " --chunk -1", nothing(), "--chunk", ""},
       {"PageHuge", GENERATE " --page 100000000", nothing(), "--page", ""},
       {"QueueNegative", GENERATE " --max-queue -1", nothing(), "--max-queue", "-1"},
       {"MaxMemoryText", GENERATE " --max-memory cpu=lots", nothing(), "--max-memory", "lots"},
@@ -456,7 +456,7 @@ std::vector<Case> cases() {
       {"PlanPageZero", RUN_PLAN, patched("plan.json", R"({"workload": {"page_tokens": 0}})"), "%/plan.json", "page_tokens"},
       {"PlanUsedBytes", RUN_PLAN, edited("plan.json", [](json& p) { p["devices"][0]["used_bytes"] = 1; }), "%/plan.json", "used_bytes"},
       {"PlanNegativeBytes", RUN_PLAN, edited("plan.json", [](json& p) { p["devices"][0]["kv_bytes"] = -1; }), "%/plan.json", "kv_bytes"},
-      {"PlanOnGpu", RUN_PLAN, edited("plan.json", [](json& p) { p["devices"][0]["id"] = "0", p["stages"][0]["devices"][0] = "0"; }), "%/plan.json", "cpu"},
+      {"PlanOnGpu", RUN_PLAN, edited("plan.json", [](json& p) { p["devices"][0]["id"] = "0", p["stages"][0]["devices"][0] = "0"; }), "%/plan.json", "bf16"},
       {"PlanMesh", RUN_PLAN, edited("plan.json", [](json& p) { p["mesh"] = {{"pp", 2}, {"ep", 1}, {"tp", 1}}; }), "%/plan.json", "mesh"},
       {"PlanThatDoesNotFit", RUN_PLAN, patched("plan.json", R"({"verdict": "no"})"), "", "fit"},
 

@@ -66,7 +66,8 @@ std::vector<Sampled> on_device(const Batch& batch, bool plain, int32_t count = -
   DeviceArray<int32_t> device_forbidden(forbidden), device_count(std::vector<int32_t>{count}), last_ids(std::vector<int32_t>(most, -7));
   DeviceArray<Sampled> out(static_cast<size_t>(most));
   DeviceArray<std::byte> scratch(sample_scratch_bytes(most, batch.vocab));
-  check(cudaMemset(scratch.data(), 0, sample_scratch(most, batch.vocab).partials), "counters");  // all else stays poisoned
+  const SampleScratch layout = sample_scratch(most, batch.vocab);  // values stay poisoned
+  check(cudaMemset(scratch.data() + layout.rows, 0, layout.bytes - layout.rows), "counters");
   SampleCall call;
   call.count = device_count.data(), call.most_rows = most, call.rows = device_rows.data(), call.counts = device_counts.data();
   call.forbidden = device_forbidden.data(), call.logits = logits.data(), call.vocab = batch.vocab, call.plain = plain;
@@ -115,8 +116,9 @@ void compare(const Batch& batch, bool plain, Tally& tally, const std::string& wh
       ASSERT_GE(g.id, 0) << name;
       ASSERT_LT(g.id, batch.vocab) << name;
       const Sampling& s = row.sampling;
-      printf("  %s: id %d for %d; logits %.7g, %.7g; T %.3g k %d p %.3g min %.3g typical %.3g\n", name.c_str(), g.id, e.id, logits[g.id], logits[e.id],
-             s.temperature, s.top_k, s.top_p, s.min_p, s.typical_p);
+      printf("  %s: id %d for %d; logits %.7g, %.7g; T %.3g k %d p %.3g min %.3g typical %.3g\n", name.c_str(), g.id, e.id,
+             static_cast<double>(logits[g.id]), static_cast<double>(logits[e.id]), static_cast<double>(s.temperature), s.top_k,
+             static_cast<double>(s.top_p), static_cast<double>(s.min_p), static_cast<double>(s.typical_p));
     }
     if (e.id < 0) continue;
     if (row.sampling.logprobs < 0) {
@@ -229,6 +231,41 @@ TEST(CudaSample, RowsPastTheCountAreLeftAlone) {
   const Batch batch = random_batch(509, 9, 3, false);
   for (const bool plain : {true, false}) {
     for (const int32_t count : {0, 1, 8}) on_device(batch, plain, count);
+  }
+}
+
+// One scratch, calls of fewer and more rows by turns.
+TEST(CudaSample, CallsShareTheScratch) {
+  TANDEM_NEEDS_GPU();
+  const DeviceInfo info = device_info();
+  for (const int64_t vocab : {509, 450000}) {  // in shared memory, and not
+    const Batch batch = random_batch(vocab, vocab < 1000 ? 300 : 40, 17, false);
+    const auto most = static_cast<int32_t>(batch.rows.size());
+    std::vector<SampleRowOnDevice> rows;
+    for (const Row& row : batch.rows) {
+      rows.push_back({row.head, row.position, static_cast<int32_t>(rows.size()), 0, 0, 0, 0, row.sampling});
+    }
+    Batch bare = batch;
+    for (Row& row : bare.rows) row.counts.clear(), row.forbidden.clear();
+    const std::vector<Sampled> expected = on_cpu(bare);
+    DeviceArray<float> logits(batch.logits);
+    DeviceArray<SampleRowOnDevice> device_rows(rows);
+    DeviceArray<int32_t> last_ids(static_cast<size_t>(most));
+    DeviceArray<Sampled> out(static_cast<size_t>(most));
+    DeviceArray<std::byte> scratch(sample_scratch_bytes(most, vocab));
+    scratch.zero();
+    for (const int32_t count : {64, 65, most, 1, 130, most, 7, most}) {
+      DeviceArray<int32_t> device_count(std::vector<int32_t>{std::min(count, most)});
+      out.poison();
+      SampleCall call;
+      call.count = device_count.data(), call.most_rows = std::min(count, most), call.rows = device_rows.data(), call.logits = logits.data();
+      call.vocab = vocab, call.last_ids = last_ids.data(), call.out = out.data(), call.scratch = scratch.data();
+      sample({nullptr, &info, true}, call);
+      const std::vector<Sampled> got = out.host();
+      int other = 0;
+      for (size_t i = 0; i < static_cast<size_t>(call.most_rows); ++i) other += got[i].id != expected[i].id;
+      EXPECT_LE(other, 1) << "of " << call.most_rows << " rows of " << vocab;
+    }
   }
 }
 
