@@ -44,6 +44,10 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM <= 128 ? 3 : 1) attend_bloc
   constexpr int kChunks = HEAD_DIM / 8, kSteps = HEAD_DIM / 16, kPanels = (HEAD_DIM + 63) / 64, kTileBytes = kPanels * kPanelBytes;
   extern __shared__ __align__(1024) unsigned char raw[];  // [2][keys, values][kPanels][kKeys][64]
   __shared__ uint64_t offsets[2][kKeys];
+  // With as many registers of queries as of weights (head_dim 64), ptxas 13.0 gives both the same ones and loses the queries after the
+  // first tile: they are read again for every tile then.
+  constexpr bool kReload = HEAD_DIM == kKeys;
+  __shared__ uint4 kept[kReload ? kSteps : 1][kReload ? kThreads : 1];
   let_next_begin();
   wait_for_previous();
   // The longest rows first, so that the short ones fill the gaps at the end.
@@ -96,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM <= 128 ? 3 : 1) attend_bloc
     const int64_t at = sequence.row + block.first + min(row, block.rows - 1);
     return static_cast<const T*>(call.qkv) + at * call.qkv_stride + static_cast<int64_t>(head) * HEAD_DIM;
   };
-  uint32_t q[kSteps][4];
+  alignas(16) uint32_t q[kSteps][4];
   {
     const T *low = query(row_low), *high = query(row_high);
 #pragma unroll
@@ -106,6 +110,10 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM <= 128 ? 3 : 1) attend_bloc
       q[s][2] = *reinterpret_cast<const uint32_t*>(low + s * 16 + 8 + 2 * t);
       q[s][3] = *reinterpret_cast<const uint32_t*>(high + s * 16 + 8 + 2 * t);
     }
+  }
+  if constexpr (kReload) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) kept[s][tid] = *reinterpret_cast<const uint4*>(q[s]);
   }
   float out[kPanels][8][4] = {};
   float most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
@@ -124,8 +132,11 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM <= 128 ? 3 : 1) attend_bloc
     if (tid < kKeys) offsets[buffer][tid] = next;  // read after the barrier below
     const uint32_t keys = tiles + buffer * 2 * kTileBytes, values = keys + kTileBytes;
     float scores[8][4] = {};
+    if constexpr (kReload) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) *reinterpret_cast<uint4*>(q[s]) = kept[s][tid];
+    }
     settle(scores);
-    settle(q);
     begin_products();
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {

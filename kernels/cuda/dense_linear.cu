@@ -48,6 +48,11 @@ int k_groups_of(const Kernel& k, const DenseProducts& p, int multiprocessors) {
   return groups;
 }
 
+// Whether y may be made by adding to it.
+bool can_add(const DenseProducts& p) {
+  return p.output == LinearOutput::add_f32 || (p.output == LinearOutput::store_f32 && p.scale == 1 && p.soft_cap == 0);
+}
+
 // `most_rows`: of activations (of one expert). `experts`: 1, or how many the grid has.
 void start(const Launch& how, DenseProducts p, Element element, int most_rows, int experts) {
   const DeviceInfo& device = *how.device;
@@ -64,7 +69,7 @@ void start(const Launch& how, DenseProducts p, Element element, int most_rows, i
   const auto blocks = [&](const Kernel& k) {
     return divided(p.tiles, kDenseWarps / k_groups_of(k, p, device.multiprocessors) * k.row_tiles) * divided(most_rows, k.tiles8 * 8) * experts;
   };
-  while (choice > 0 && blocks(kKernels[choice]) < device.multiprocessors * 3 / 4) --choice;
+  while (choice > 0 && blocks(kKernels[choice]) < device.multiprocessors * 3 / (choice == 2 ? 8 : 4)) --choice;
   const Kernel& k = kKernels[choice];
   p.k_groups = k_groups_of(k, p, device.multiprocessors);
   p.block_tiles = divided(p.tiles, kDenseWarps / p.k_groups * k.row_tiles);
@@ -74,18 +79,28 @@ void start(const Launch& how, DenseProducts p, Element element, int most_rows, i
   const size_t stage = static_cast<size_t>(std::min(most_rows, k.tiles8 * 8)) * static_cast<size_t>(columns * 2 + kStagePad);
   // Two blocks of the smaller kernels stand on a multiprocessor, if their activations fit. (A block has 1 KiB of its own.)
   const size_t half = (device.shared_per_block + 1024) / 2 - 1024;
-  const bool resident = sums + stage * static_cast<size_t>(p.chunks) <= device.shared_per_block;
-  if (resident) {
-    p.stages = p.chunks;
-  } else {
-    const size_t room = k.tiles8 <= 2 && sums + 2 * stage <= half ? half : device.shared_per_block;
-    p.stages = std::clamp(static_cast<int>((room - sums) / stage), 0, kMostStages);
-    if (p.stages < 2) fail(Code::internal, "dense_linear", "two stages of activations do not fit this device's shared memory");
+  const int fit = static_cast<int>((device.shared_per_block - sums) / stage);
+  // Activations that do not fit: sums that are kept in fp32 are made of several runs of columns, else the activations stream.
+  int run = p.chunks;
+  if (p.chunks > fit && k.tiles8 == 2 && fit > 0 && can_add(p)) {
+    run = divided(p.chunks, divided(p.chunks, fit));
+  } else if (p.chunks > fit && fit < 2) {
+    fail(Code::internal, "dense_linear", "two stages of activations do not fit this device's shared memory");
   }
-  const size_t shared = sums + stage * static_cast<size_t>(p.stages);
-  const int each = k.tiles8 <= 2 && shared <= half ? 2 : 1;
-  const dim3 grid(std::min(p.block_tiles, each * device.multiprocessors), divided(most_rows, k.tiles8 * 8), experts);
-  launch(how, element == Element::bf16 ? k.bf16_kernel : k.f16_kernel, grid, kDenseThreads, shared, "dense_linear", p);
+  const int all = p.cols, chunks = p.chunks;
+  for (int first = 0; first < chunks; first += run) {
+    p.first_column = first * columns;
+    p.chunks = std::min(run, chunks - first);
+    p.cols = std::min(p.chunks * columns, all - p.first_column);
+    p.readable = std::min(p.chunks * columns, p.stride - p.first_column);
+    p.stages = p.chunks <= fit ? p.chunks : std::min(k.tiles8 == 1 && sums + 2 * stage <= half ? static_cast<int>((half - sums) / stage) : fit, kMostStages);
+    const size_t shared = sums + stage * static_cast<size_t>(p.stages);
+    const int each = k.tiles8 <= 2 && shared <= half ? 2 : 1;
+    const dim3 grid(std::min(p.block_tiles, each * device.multiprocessors), divided(most_rows, k.tiles8 * 8), experts);
+    launch(how, element == Element::bf16 ? k.bf16_kernel : k.f16_kernel, grid, kDenseThreads, shared, "dense_linear", p);
+    p.output = LinearOutput::add_f32;
+    for (DenseMatrix& m : p.matrix) m.bias = nullptr;
+  }
 }
 
 bool reads_pieces(const LinearInput& in, int64_t cols) {

@@ -34,7 +34,8 @@ struct DenseMatrix {
 struct DenseProducts {
   DenseMatrix matrix[3];
   int32_t products = 1, tiles = 0;       // tiles of all products; gated: those of the two products alternate
-  int32_t cols = 0, stride = 0;          // of the weights
+  int32_t stride = 0;                    // of the weights' rows
+  int32_t first_column = 0, cols = 0, readable = 0;  // the columns to multiply; those that may be read, whose padding is zero
   LinearInput input;
   bool aligned = false;                  // rows of the input are read 16 bytes at a time
   int32_t rows = 0;                      // of activations
@@ -104,7 +105,7 @@ __device__ __forceinline__ void wait_groups(int left) {
 template <typename T>
 __device__ __forceinline__ void stage_chunk(const DenseProducts& p, int first, int count, int chunk, int columns, unsigned char* stage) {
   const int stride = columns * 2 + kStagePad, begin = chunk * columns;
-  const T* const values = static_cast<const T*>(p.input.values);
+  const T* const values = static_cast<const T*>(p.input.values) + p.first_column;
   if (p.aligned) {
     const int pieces = columns / 8, shift = __ffs(pieces) - 1;  // a power of two
     for (int i = threadIdx.x; i < count * pieces; i += kDenseThreads) {
@@ -159,6 +160,7 @@ __device__ __forceinline__ void stage_normalized(const DenseProducts& p, int fir
 // N: tiles of 8 activation rows; block y has rows from 8 N y on. R: tiles of 16 weight rows of a warp. D: units of a warp in a chunk.
 template <typename T, int N, int R, int D>
 __global__ void __launch_bounds__(kDenseThreads, N <= 2 ? 2 : 1) multiply_dense(const __grid_constant__ DenseProducts p) {
+  constexpr int kTogether = N < 4 ? N : 4;
   constexpr int kSums = R * N * 8 * kSumStride, kSumBuffers = N <= 2 ? 2 : 1;  // floats of a warp's sums
   extern __shared__ __align__(128) unsigned char shared[];
   float* const sums = reinterpret_cast<float*>(shared);
@@ -183,8 +185,8 @@ __global__ void __launch_bounds__(kDenseThreads, N <= 2 ? 2 : 1) multiply_dense(
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int at = place.row + r + 8 * h;
-        limit[i][h] = there && at < m.rows ? p.stride : 0;
-        row[i][h] = data + static_cast<int64_t>(at) * p.stride;
+        limit[i][h] = there && at < m.rows ? p.readable : 0;
+        row[i][h] = data + static_cast<int64_t>(at) * p.stride + p.first_column;
       }
     }
   };
@@ -256,12 +258,19 @@ __global__ void __launch_bounds__(kDenseThreads, N <= 2 ? 2 : 1) multiply_dense(
       for (int j = 0; j < D; ++j) {
         if (j * kDenseUnit < units) {
 #pragma unroll
-          for (int n = 0; n < N; ++n) {
-            const uint4 x = *reinterpret_cast<const uint4*>(stage + token_at[n] + j * kDenseUnit * 2);
+          for (int part = 0; part < N; part += kTogether) {  // sums that do not wait for one another, one after the other
+            uint4 x[kTogether];
 #pragma unroll
-            for (int i = 0; i < R; ++i) {
-              mma(sum[i][n], ahead[j][i][0].x, ahead[j][i][1].x, ahead[j][i][0].y, ahead[j][i][1].y, x.x, x.y, T{});
-              mma(sum[i][n], ahead[j][i][0].z, ahead[j][i][1].z, ahead[j][i][0].w, ahead[j][i][1].w, x.z, x.w, T{});
+            for (int n = 0; n < kTogether; ++n) x[n] = *reinterpret_cast<const uint4*>(stage + token_at[part + n] + j * kDenseUnit * 2);
+#pragma unroll
+            for (int n = 0; n < kTogether; ++n) {
+#pragma unroll
+              for (int i = 0; i < R; ++i) mma(sum[i][part + n], ahead[j][i][0].x, ahead[j][i][1].x, ahead[j][i][0].y, ahead[j][i][1].y, x[n].x, x[n].y, T{});
+            }
+#pragma unroll
+            for (int n = 0; n < kTogether; ++n) {
+#pragma unroll
+              for (int i = 0; i < R; ++i) mma(sum[i][part + n], ahead[j][i][0].z, ahead[j][i][1].z, ahead[j][i][0].w, ahead[j][i][1].w, x[n].z, x[n].w, T{});
             }
           }
         }

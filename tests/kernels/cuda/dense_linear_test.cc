@@ -228,6 +228,8 @@ TEST(CudaDenseLinear, LargeShapes) {
                           {{40}, 14336, 8, LinearOutput::add_f32, false},
                           {{5003}, 14336, 8, LinearOutput::add_f32, false},
                           {{40}, 14336, 15, LinearOutput::add_f32, true},
+                          {{41}, 14344, 16, LinearOutput::store_f32, false},
+                          {{41}, 28676, 7, LinearOutput::store_f32, false},
                           {{2100}, 4104, 64, LinearOutput::store, false},
                           {{3005}, 4096, 20, LinearOutput::store, false},
                           {{5000, 5000}, 520, 2, LinearOutput::gated, true},
@@ -240,7 +242,7 @@ TEST(CudaDenseLinear, LargeShapes) {
     c.element = seed % 3 == 0 ? Element::f16 : Element::bf16;
     c.heights = s.heights, c.cols = s.cols, c.rows = s.rows, c.output = s.output, c.norm = s.norm;
     c.activation = s.output == LinearOutput::gated ? Activation::silu : Activation::none;
-    c.dependent = true;
+    c.dependent = true, c.bias = seed % 2 == 0;
     expect_product(device, c, seed++);
   }
 }

@@ -246,6 +246,7 @@ TEST(CudaMoe, ExpertsAsPlainLoopsDo) {
     }
     expect_experts(device, {element, {5, 4, 0, 4, 2, true}, 1030, 2056, true}, seed++);
     expect_experts(device, {element, {30, 2, 0, 2, 2, true}, 264, 4400, false}, seed++);
+    expect_experts(device, {element, {20, 2, 0, 2, 2, true}, 72, 14344, true}, seed++);
   }
 }
 
