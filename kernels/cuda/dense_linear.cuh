@@ -160,7 +160,7 @@ __device__ __forceinline__ void stage_normalized(const DenseProducts& p, int fir
 // N: tiles of 8 activation rows; block y has rows from 8 N y on. R: tiles of 16 weight rows of a warp. D: units of a warp in a chunk.
 template <typename T, int N, int R, int D>
 __global__ void __launch_bounds__(kDenseThreads, N <= 2 ? 2 : 1) multiply_dense(const __grid_constant__ DenseProducts p) {
-  constexpr int kTogether = N < 4 ? N : 4;
+  constexpr int kTogether = N < 2 ? N : 2, kGroups = N / kTogether;
   constexpr int kSums = R * N * 8 * kSumStride, kSumBuffers = N <= 2 ? 2 : 1;  // floats of a warp's sums
   extern __shared__ __align__(128) unsigned char shared[];
   float* const sums = reinterpret_cast<float*>(shared);
@@ -254,24 +254,31 @@ __global__ void __launch_bounds__(kDenseThreads, N <= 2 ? 2 : 1) multiply_dense(
       if (last) enter_tile(block_tile + static_cast<int>(gridDim.x));
       const int next_begin = last ? 0 : (chunk + 1) * columns;
       const int units = p.cols - chunk * columns - k_group * D * kDenseUnit;  // columns of this warp's units: past them all is zero
+      uint4 x[2][kTogether];
+      const auto read = [&](int group, uint4 (&to)[kTogether]) {  // activations of one unit, kTogether tiles of them
+#pragma unroll
+        for (int n = 0; n < kTogether; ++n) {
+          to[n] = *reinterpret_cast<const uint4*>(stage + token_at[group % kGroups * kTogether + n] + group / kGroups * kDenseUnit * 2);
+        }
+      };
+      read(0, x[0]);
 #pragma unroll
       for (int j = 0; j < D; ++j) {
-        if (j * kDenseUnit < units) {
 #pragma unroll
-          for (int part = 0; part < N; part += kTogether) {  // sums that do not wait for one another, one after the other
-            uint4 x[kTogether];
+        for (int part = 0; part < kGroups; ++part) {
+          const int group = j * kGroups + part;
+          if (group + 1 < D * kGroups) read(group + 1, x[(group + 1) % 2]);
+          if (j * kDenseUnit >= units) continue;
+          const uint4(&b)[kTogether] = x[group % 2];
 #pragma unroll
-            for (int n = 0; n < kTogether; ++n) x[n] = *reinterpret_cast<const uint4*>(stage + token_at[part + n] + j * kDenseUnit * 2);
+          for (int n = 0; n < kTogether; ++n) {  // sums that do not wait for one another, one after the other
 #pragma unroll
-            for (int n = 0; n < kTogether; ++n) {
+            for (int i = 0; i < R; ++i) mma(sum[i][part * kTogether + n], ahead[j][i][0].x, ahead[j][i][1].x, ahead[j][i][0].y, ahead[j][i][1].y, b[n].x, b[n].y, T{});
+          }
 #pragma unroll
-              for (int i = 0; i < R; ++i) mma(sum[i][part + n], ahead[j][i][0].x, ahead[j][i][1].x, ahead[j][i][0].y, ahead[j][i][1].y, x[n].x, x[n].y, T{});
-            }
+          for (int n = 0; n < kTogether; ++n) {
 #pragma unroll
-            for (int n = 0; n < kTogether; ++n) {
-#pragma unroll
-              for (int i = 0; i < R; ++i) mma(sum[i][part + n], ahead[j][i][0].z, ahead[j][i][1].z, ahead[j][i][0].w, ahead[j][i][1].w, x[n].z, x[n].w, T{});
-            }
+            for (int i = 0; i < R; ++i) mma(sum[i][part * kTogether + n], ahead[j][i][0].z, ahead[j][i][1].z, ahead[j][i][0].w, ahead[j][i][1].w, b[n].z, b[n].w, T{});
           }
         }
         load(j, next_begin);
