@@ -73,7 +73,9 @@ class Mpi final : public MessageCommunicator {
     wake_pump_.notify_one();
     if (pump_.joinable()) pump_.join();
     if (on_their_way_ > 0) {
-      new std::vector<Lane>(std::move(lanes_));  // MPI may still read them: never freed
+      static auto* const kept = new std::vector<std::vector<Lane>>;  // MPI may still read them: never freed
+      const std::lock_guard lock(mpi_mutex);
+      kept->push_back(std::move(lanes_));
       return;
     }
     if (aborted_) return;
