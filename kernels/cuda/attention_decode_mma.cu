@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/base/cuda/mma.cuh"
+#include "kernels/base/cuda/reduce.cuh"
 #include "kernels/cuda/attention_cache.cuh"
 #include "kernels/cuda/attention_copy.cuh"
 #include "kernels/cuda/attention_kernels.h"
@@ -13,6 +14,7 @@ namespace tandem::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kHeads = 16, kKeys = kSplitTokens, kWeightStride = kKeys + 8;
+constexpr int kFolded = 256;  // splits whose factors are at hand while they are folded
 constexpr uint64_t kNowhere = ~uint64_t{0};
 static_assert(kKeys == 16 * kWarps);
 
@@ -32,6 +34,7 @@ __global__ void __launch_bounds__(kThreads) attend_split_mma(const AttentionCall
   __shared__ float angles[HEAD_DIM];
   __shared__ float maxima[kWarps][kHeads], sums[kWarps][kHeads];
   __shared__ bool last;
+  static_assert(sizeof tiles >= kHeads * kFolded * sizeof(float) + kThreads * sizeof(float4));  // what takes their place in the end
   let_next_begin();
   const int rotary = fused ? call.rope.rotary : 0, half = rotary / 2;
   static_assert(HEAD_DIM / 2 <= kThreads);
@@ -239,51 +242,56 @@ __global__ void __launch_bounds__(kThreads) attend_split_mma(const AttentionCall
   }
   __syncthreads();
   if (!last) return;
+  // Each head's maximum and sum over the splits.
   for (int head = warp; head < group; head += kWarps) {
-    float most = -INFINITY;
-    for (int s = lane; s < splits; s += 32) most = fmaxf(most, __ldcg(states + results + head * most_splits + s).x);
-#pragma unroll
-    for (int l = 16; l > 0; l /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, l));
-    if (lane == 0) maxima[0][head] = most;
+    const float2* state = states + results + head * most_splits;
+    float most = -INFINITY, total = 0;
+    for (int s = lane; s < splits; s += 32) most = fmaxf(most, __ldcg(state + s).x);
+    most = warp_max(most);
+    for (int s = lane; s < splits; s += 32) {
+      const float2 v = __ldcg(state + s);
+      total += power_of_two(v.x - most) * v.y;
+    }
+    total = warp_sum(total);
+    if (lane == 0) maxima[0][head] = most, sums[0][head] = 1 / total;
   }
-  __syncthreads();
-  // Several threads share a column (four elements of a head) when there are enough: each has consecutive splits.
-  const int columns = group * HEAD_DIM / 4, shares = max(1, kThreads / columns), share = (splits + shares - 1) / shares;
-  auto* const kept = reinterpret_cast<float*>(raw);  // [5][kThreads]
-  for (int at = tid; at < columns * shares; at += max(kThreads, columns)) {
-    for (int column = at % columns; column < columns; column += kThreads) {
-      const int head = column / (HEAD_DIM / 4), begin_split = at / columns * share, end_split = min(begin_split + share, splits);
-      const float most = maxima[0][head];
-      const float2* state = states + results + head * most_splits;
-      const float4* part = reinterpret_cast<const float4*>(parts + (results + head * most_splits) * HEAD_DIM) + column % (HEAD_DIM / 4);
-      float total = 0;
-      float4 v = make_float4(0, 0, 0, 0);
-#pragma unroll 16
-      for (int s = begin_split; s < end_split; ++s) {
-        const float2 m = __ldcg(state + s);
-        const float4 p = __ldcg(part + s * (HEAD_DIM / 4));
-        const float scale = power_of_two(m.x - most);
-        total += scale * m.y;
-        v.x += scale * p.x, v.y += scale * p.y, v.z += scale * p.z, v.w += scale * p.w;
+  // Several threads share a column (four elements of a head) when there are enough: each has consecutive splits of those at hand.
+  auto* const factors = reinterpret_cast<float*>(raw);                  // [group][kFolded]
+  auto* const kept = reinterpret_cast<float4*>(factors + kHeads * kFolded);  // [kThreads]
+  const int columns = group * HEAD_DIM / 4, shares = max(1, kThreads / columns);
+  for (int column0 = 0; column0 < columns; column0 += kThreads) {
+    const int column = column0 + tid % min(columns, kThreads), sharer = tid / columns, head = column / (HEAD_DIM / 4);
+    const float4* part = reinterpret_cast<const float4*>(parts + (results + head * most_splits) * HEAD_DIM) + column % (HEAD_DIM / 4);
+    float4 v = make_float4(0, 0, 0, 0);
+    for (int split0 = 0; split0 < splits; split0 += kFolded) {
+      const int here = min(kFolded, splits - split0), share = (here + shares - 1) / shares;
+      __syncthreads();
+      for (int i = tid; i < group * here; i += kThreads) {
+        const int h = i / here, s = i % here;
+        factors[h * kFolded + s] = power_of_two(__ldcg(states + results + h * most_splits + split0 + s).x - maxima[0][h]) * sums[0][h];
       }
-      if (shares == 1) {
-        const float inverse = 1 / total;
-        *reinterpret_cast<uint2*>(result + column * 4) = make_uint2(pack(v.x * inverse, v.y * inverse, T{}), pack(v.z * inverse, v.w * inverse, T{}));
-      } else {
-        kept[at] = total, kept[kThreads + at] = v.x, kept[2 * kThreads + at] = v.y, kept[3 * kThreads + at] = v.z, kept[4 * kThreads + at] = v.w;
+      __syncthreads();
+      if (sharer >= shares || column >= columns) continue;
+      const int end = min((sharer + 1) * share, here);
+#pragma unroll 8
+      for (int s = sharer * share; s < end; ++s) {
+        const float factor = factors[head * kFolded + s];
+        const float4 p = __ldcg(part + static_cast<int64_t>(split0 + s) * (HEAD_DIM / 4));
+        v.x += factor * p.x, v.y += factor * p.y, v.z += factor * p.z, v.w += factor * p.w;
       }
     }
+    if (shares > 1) {
+      kept[tid] = v;
+      __syncthreads();
+      if (tid < columns) {
+        for (int s = 1; s < shares; ++s) {
+          const float4 other = kept[s * columns + tid];
+          v.x += other.x, v.y += other.y, v.z += other.z, v.w += other.w;
+        }
+      }
+    }
+    if (sharer == 0 && column < columns) *reinterpret_cast<uint2*>(result + column * 4) = make_uint2(pack(v.x, v.y, T{}), pack(v.z, v.w, T{}));
   }
-  if (shares == 1) return;
-  __syncthreads();
-  if (tid >= columns) return;
-  float v[5] = {};
-  for (int s = 0; s < shares; ++s) {
-#pragma unroll
-    for (int i = 0; i < 5; ++i) v[i] += kept[i * kThreads + s * columns + tid];
-  }
-  const float inverse = 1 / v[0];
-  *reinterpret_cast<uint2*>(result + tid * 4) = make_uint2(pack(v[1] * inverse, v[2] * inverse, T{}), pack(v[3] * inverse, v[4] * inverse, T{}));
 }
 
 template <typename T, int HEAD_DIM>

@@ -316,8 +316,10 @@ TEST(CudaAttention, DecodesEveryPairOfTypes) {
       expect_attention(c, scratch);
       c.sequences = {{5, 1}, {300, 70}, {64, 3}};
       expect_attention(c, scratch);
-      c.head_dim = 40;
-      expect_attention(c, scratch);
+      for (const int64_t head_dim : {40, 96, 128, 256}) {
+        c.head_dim = head_dim;
+        expect_attention(c, scratch);
+      }
     }
   }
 }
@@ -333,6 +335,16 @@ TEST(CudaAttention, LeavesTheScratchReadyForOtherCapacities) {
   Case other{8, 2, 96};
   other.sequences = {{700, 1}, {800, 1}};
   for (const Case& c : {one, many, other, one, many, other, many}) expect_attention(c, scratch);
+}
+
+TEST(CudaAttention, DecodesOverManySplits) {
+  TANDEM_NEEDS_GPU();
+  for (Case c : {Case{8, 2, 128}, Case{3, 1, 64}, Case{16, 1, 256}}) {
+    Scratch scratch{attention_scratch_bytes({c.heads, c.kv_heads, c.head_dim}, 1, 40000)};
+    c.page_tokens = 64;
+    c.sequences = {{39000, 1}};  // more splits than are folded at a time
+    expect_attention(c, scratch);
+  }
 }
 
 TEST(CudaAttention, PromptsOfEveryShape) {
