@@ -58,6 +58,9 @@ void run_worker(const RemoteWorkerOptions& options, const std::function<std::uni
     settings.check_digests = terms.check_digests;
     settings.threads = terms.threads;
     settings.wait_seconds = terms.wait_seconds;
+    settings.progress = [loading = callbacks.loading](int) -> LoadListener {
+      return [loading](const LoadProgress& done) { loading(done.done_bytes, done.total_bytes); };
+    };
 
     // The stage loads on the worker's own thread; ready is said when it has.
     auto loaded = std::make_shared<std::promise<void>>();
