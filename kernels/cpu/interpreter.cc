@@ -462,22 +462,22 @@ void Interpreter::sample(std::span<const SampleRow> rows) {
   }
   sample_rows_ = rows;
   sampled_.resize(sampled_.size() + rows.size());
-  const std::span<Sampled> out = std::span(sampled_).last(rows.size());
-  const auto work = [this, out](int member) {
+  drawing_ = std::span(sampled_).last(rows.size());
+  const auto work = [this](int member) {  // small enough to be handed on without an allocation
     const int members = std::min(team_->size(), bucket_.heads);
     if (member >= members) return;
     auto* scratch = buffer<std::byte>(Buffer::sampling, member * sample_scratch_bytes(program_.vocab()));
     const auto [first, last] = part(static_cast<int64_t>(sample_rows_.size()), member, members);
     for (int64_t i = first; i < last; ++i) {
       const SampleRow& row = sample_rows_[i];
-      out[i] = sample_row(logits() + row.head * program_.vocab(), program_.vocab(), row, scratch);
+      drawing_[static_cast<size_t>(i)] = sample_row(logits() + row.head * program_.vocab(), program_.vocab(), row, scratch);
     }
   };
   try {
     if (rows.size() > 1) {
       team_->run(work);
     } else if (!rows.empty()) {
-      out[0] = sample_row(logits() + rows[0].head * program_.vocab(), program_.vocab(), rows[0], buffer<std::byte>(Buffer::sampling));
+      drawing_[0] = sample_row(logits() + rows[0].head * program_.vocab(), program_.vocab(), rows[0], buffer<std::byte>(Buffer::sampling));
     }
   } catch (...) {
     sampled_.resize(sampled_.size() - rows.size());

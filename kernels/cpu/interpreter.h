@@ -95,6 +95,7 @@ class Interpreter : public Executable {
   const float* hidden_in_ = nullptr;
   float* hidden_out_ = nullptr;
   std::span<const SampleRow> sample_rows_;
+  std::span<Sampled> drawing_;    // of the sample under way
   std::vector<Sampled> sampled_;  // of all samples that drawn() was not called for, the oldest first
 };
 
