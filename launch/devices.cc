@@ -64,7 +64,7 @@ std::string kind_of(const std::string& driver_name) {
 
 bool wants_gpus(const std::string& device) {
   if (device == "cpu") return false;
-  if (device == "auto") return !cuda::gpus().empty();
+  if (device == "auto") return cuda::gpu_count() > 0;
   if (device != "cuda" && !device.starts_with("cuda:")) unknown(device);
   named_gpus(device);
   return true;
@@ -78,7 +78,7 @@ Cluster local_gpus(const std::string& device) {
     d.kind = kind_of(gpu.name);
     d.total_bytes = gpu.total_bytes;
     d.free_bytes = std::min(gpu.free_bytes, gpu.total_bytes);
-    d.reserve_bytes = std::max<uint64_t>(uint64_t{512} << 20, gpu.total_bytes / 50);
+    d.reserve_bytes = default_reserve(gpu.total_bytes);
     d.overhead_bytes = kContextBytes;
     if (d.kind != "gpu") {
       const Device known = cluster_from_gpus(d.kind).devices[0];
@@ -100,11 +100,10 @@ int gpu_index(const std::string& device_id) {
 
 void require_here(const std::string& device_id) {
   if (!is_gpu(device_id)) return;
-  const std::vector<cuda::Gpu> all = cuda::gpus();
-  const int index = gpu_index(device_id);
-  if (all.empty()) bad_input("device " + device_id, "cannot be used: " + cuda::why_none() + " (plan for cpu)");
-  if (index < 0 || static_cast<size_t>(index) >= all.size()) {
-    bad_input("device " + device_id, "is not on this machine (it has " + std::to_string(all.size()) + " GPUs, counted from 0)");
+  const int count = cuda::gpu_count(), index = gpu_index(device_id);
+  if (count == 0) bad_input("device " + device_id, "cannot be used: " + cuda::why_none() + " (plan for cpu)");
+  if (index < 0 || index >= count) {
+    bad_input("device " + device_id, "is not on this machine (it has " + std::to_string(count) + " GPUs, counted from 0)");
   }
 }
 

@@ -10,14 +10,14 @@
 namespace tandem {
 
 // --device: cpu, cuda, cuda:0,1 or auto (GPUs where there are any). Whether it means GPUs. Errors: Code::invalid_argument when it is none
-// of these; Code::failed_precondition when cuda is asked for and cannot be had.
+// of these, or when cuda is asked for and cannot be had.
 bool wants_gpus(const std::string& device);
 // The GPUs that --device names, as the driver shows them now. Errors: as wants_gpus, and for an index that is not there.
 Cluster local_gpus(const std::string& device);
 
 bool is_gpu(std::string_view device_id);  // of a plan: anything but cpu, cpu:0, ...
 int gpu_index(const std::string& device_id);  // "1", "NODE/1": 1; -1: no number
-// The backend that runs a rank on a device of a plan. Errors: Code::failed_precondition when this machine does not have it.
+// The backend that runs a rank on a device of a plan. Errors: as require_here.
 std::unique_ptr<Backend> make_backend(const std::string& device_id, int threads);
 // Tells sizes, computes nothing.
 std::unique_ptr<Backend> make_sizes(bool gpus, int threads);

@@ -47,8 +47,6 @@ constexpr GpuPreset kGpus[] = {
     {"b200", 182642, 8000, 2250},
 };
 
-uint64_t default_reserve(uint64_t total) { return std::max<uint64_t>(512 * kMiB, total / 50); }
-
 std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
   for (size_t begin = 0; begin <= text.size();) {
@@ -75,6 +73,8 @@ void unique_ids(const Cluster& cluster, const std::string& where) {
 }
 
 }  // namespace
+
+uint64_t default_reserve(uint64_t total) { return std::max<uint64_t>(512 * kMiB, total / 50); }
 
 std::vector<std::string> gpu_names() {
   std::vector<std::string> names;

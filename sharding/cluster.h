@@ -23,6 +23,7 @@ Cluster cluster_from_json(const nlohmann::json& json, const std::string& where);
 nlohmann::json to_json(const Cluster& cluster);
 Cluster local_cpus(int ranks, int threads);                     // this machine's memory shared by `ranks` CPU devices
 Cluster cluster_from_gpus(const std::string& option);           // "2xrtx3090,1xa4000": preset table
+uint64_t default_reserve(uint64_t total);                       // bytes kept free of a device's: the larger of 512 MiB and 2 %
 std::vector<std::string> gpu_names();                           // of the preset table
 void apply_max_memory(Cluster& cluster, const std::string& option);  // "0=20GiB,1=10GiB,cpu=64GiB"; "cpu" is shared by CPU ranks
 uint64_t parse_bytes(const std::string& text, const std::string& where);  // "20GiB", "1.5GB", "1000"; GB = 1e9, GiB = 2^30

@@ -4,7 +4,7 @@
 
 namespace tandem::cuda {
 
-bool built_in() { return false; }
+int gpu_count() { return 0; }
 std::vector<Gpu> gpus() { return {}; }
 std::string why_none() { return "this build has no CUDA (configure it with -DTANDEM_CUDA=ON, or build preset cuda)"; }
 

@@ -245,8 +245,8 @@ void start(const Launch& how, const AttentionCall& call, bool fused) {
   const int64_t group = call.shape.heads / call.shape.kv_heads, head_dim = call.shape.head_dim;
   const size_t shared = sizeof(float) * static_cast<size_t>(group * head_dim + head_dim + HEADS * kSplitTokens + kThreads / LANES * head_dim);
   const auto kernel = attend_split<C, VECTOR, LANES, PIECES, HEADS>;
-  static const bool allowed = [&] { return allow_shared(kernel, how.device->shared_per_block - 8192, "attention"), true; }();
-  (void)allowed;
+  static OncePerDevice once;
+  if (once.first(*how.device)) allow_shared(kernel, how.device->shared_per_block - 8192, "attention");
   const dim3 grid(static_cast<unsigned>((call.most_context + kSplitTokens - 1) / kSplitTokens), static_cast<unsigned>(call.shape.kv_heads),
                   static_cast<unsigned>(fused ? call.most_sequences : call.singles));
   launch(how, kernel, grid, dim3(kThreads), shared, "attention", call, fused);

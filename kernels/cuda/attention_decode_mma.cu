@@ -298,8 +298,8 @@ template <typename T, int HEAD_DIM>
 void start(const Launch& how, const AttentionCall& call, bool fused) {
   constexpr size_t kShared = sizeof(Tiles<T, HEAD_DIM>);
   const auto kernel = attend_split_mma<T, HEAD_DIM>;
-  static const bool allowed = [&] { return allow_shared(kernel, kShared, "attention"), true; }();
-  (void)allowed;
+  static OncePerDevice once;
+  if (once.first(*how.device)) allow_shared(kernel, kShared, "attention");
   const dim3 grid(static_cast<unsigned>((call.most_context + kKeys - 1) / kKeys), static_cast<unsigned>(call.shape.kv_heads),
                   static_cast<unsigned>(fused ? call.most_sequences : call.singles));
   launch(how, kernel, grid, dim3(kThreads), kShared, "attention", call, fused);

@@ -5,7 +5,9 @@
 #include "kernels/base/cuda/mma.cuh"
 #include "kernels/base/cuda/reduce.cuh"
 #include "kernels/cuda/attention_cache.cuh"
+#include "kernels/cuda/attention_copy.cuh"
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/attention_rows.cuh"
 
 namespace tandem::cuda {
 namespace {
@@ -50,49 +52,7 @@ __global__ void __launch_bounds__(kThreads) rotate_and_append(const AttentionCal
   }
 }
 
-// ---- which rows a block has
-
-struct Block { int sequence = -1, first = 0, rows = 0; };  // rows [first, first + rows) of a sequence
-__device__ Block block_of(const StepView& step, int number, int rows_a_block) {
-  for (int s = 0; s < step.counts[1]; ++s) {
-    const int rows = step.sequences[s].rows;
-    if (rows == 1) continue;  // the other kernel's
-    const int blocks = (rows + rows_a_block - 1) / rows_a_block;
-    if (number < blocks) {
-      const int first = number * rows_a_block;
-      return {s, first, min(rows_a_block, rows - first)};
-    }
-    number -= blocks;
-  }
-  return {};
-}
-
 // ---- by the matrix unit
-
-__device__ __forceinline__ void copy_ahead(void* shared, const void* global, bool inside) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = inside ? 16 : 0;  // the rest is zero
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes));
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
-template <int LEFT>
-__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* shared) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
-}
-__device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void* shared) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
-}
-__device__ __forceinline__ uint32_t pack(float low, float high, bf16) {
-  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&v);
-}
-__device__ __forceinline__ uint32_t pack(float low, float high, f16) {
-  const __half2 v = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&v);
-}
 
 template <typename T, int HEAD_DIM>
 __global__ void __launch_bounds__(kThreads) attend_blocks(const AttentionCall call) {
@@ -101,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) attend_blocks(const AttentionCall ca
   T* const tiles = reinterpret_cast<T*>(raw);  // [2][keys, values][kKeys][kStride]
   let_next_begin();
   wait_for_previous();
-  const Block block = block_of(call.step, blockIdx.x, kRows);
+  const RowBlock block = row_block<kRows>(call.step, blockIdx.x);
   if (block.sequence < 0) return;
   const SequenceOnDevice& sequence = call.step.sequences[block.sequence];
   const CacheLayer& cache = call.cache;
@@ -120,8 +80,8 @@ __global__ void __launch_bounds__(kThreads) attend_blocks(const AttentionCall ca
       const bool inside = key <= last_position && (window == 0 || key > first_position - window);
       const int at = inside ? key : last_position;
       const T* from = page_of<T>(cache, table[at / cache.page_tokens], kv_head) + static_cast<int64_t>(at % cache.page_tokens) * HEAD_DIM + chunk * 8;
-      copy_ahead(keys + k * kStride + chunk * 8, from, inside);
-      copy_ahead(keys + kTile + k * kStride + chunk * 8, from + static_cast<int64_t>(cache.page_tokens) * HEAD_DIM, inside);
+      copy_ahead(shared_address(keys + k * kStride + chunk * 8), from, inside);
+      copy_ahead(shared_address(keys + kTile + k * kStride + chunk * 8), from + static_cast<int64_t>(cache.page_tokens) * HEAD_DIM, inside);
     }
     commit_copies();
   };
@@ -163,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) attend_blocks(const AttentionCall ca
 #pragma unroll
       for (int n = 0; n < kKeys / 8; n += 2) {  // sixteen keys: matrices (keys 0-7, low columns), (0-7, high), (8-15, low), (8-15, high)
         uint32_t b[4];
-        load_matrices(b, keys + (n * 8 + lane / 16 * 8 + lane % 8) * kStride + s * 16 + lane / 8 % 2 * 8);
+        load_matrices(b, shared_address(keys + (n * 8 + lane / 16 * 8 + lane % 8) * kStride + s * 16 + lane / 8 % 2 * 8));
         mma(scores[n], q[s][0], q[s][1], q[s][2], q[s][3], b[0], b[1], T{});
         mma(scores[n + 1], q[s][0], q[s][1], q[s][2], q[s][3], b[2], b[3], T{});
       }
@@ -214,7 +174,7 @@ __global__ void __launch_bounds__(kThreads) attend_blocks(const AttentionCall ca
 #pragma unroll
       for (int d = 0; d < HEAD_DIM / 8; d += 2) {  // sixteen columns of sixteen keys, transposed on the way
         uint32_t b[4];
-        load_transposed(b, values + (s * 16 + lane / 8 % 2 * 8 + lane % 8) * kStride + d * 8 + lane / 16 * 8);
+        load_transposed(b, shared_address(values + (s * 16 + lane / 8 % 2 * 8 + lane % 8) * kStride + d * 8 + lane / 16 * 8));
         mma(out[d], a0, a1, a2, a3, b[0], b[1], T{});
         mma(out[d + 1], a0, a1, a2, a3, b[2], b[3], T{});
       }
@@ -240,8 +200,8 @@ template <typename T, int HEAD_DIM>
 void start_blocks(const Launch& how, const AttentionCall& call) {
   constexpr size_t kShared = sizeof(T) * 2 * 2 * kKeys * (HEAD_DIM + 8);
   const auto kernel = attend_blocks<T, HEAD_DIM>;
-  static const bool allowed = [&] { return allow_shared(kernel, kShared, "attention"), true; }();
-  (void)allowed;
+  static OncePerDevice once;
+  if (once.first(*how.device)) allow_shared(kernel, kShared, "attention");
   // Every sequence may leave one block partly filled.
   const auto blocks = static_cast<unsigned>((call.most_rows + kRows - 1) / kRows + std::min(call.most_sequences, call.most_rows / 2));
   launch(how, kernel, dim3(blocks, static_cast<unsigned>(call.shape.heads)), dim3(kThreads), kShared, "attention", call);

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention_cache.cuh"
 #include "kernels/cuda/attention_copy.cuh"
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/attention_rows.cuh"
 #include "kernels/cuda/attention_wgmma.cuh"
 
 namespace tandem::cuda {
@@ -13,30 +14,6 @@ namespace {
 
 constexpr int kRows = 64, kKeys = 64, kThreads = 128, kPanelBytes = kKeys * 128;
 constexpr uint64_t kNowhere = ~uint64_t{0};
-
-struct Block { int sequence = -1, first = 0, rows = 0; };  // rows [first, first + rows) of a sequence
-// The block of this number among those of all sequences of more than one row; by all lanes of a warp.
-__device__ __forceinline__ Block block_of(const StepView& step, int number) {
-  const int lane = threadIdx.x % 32, sequences = step.counts[1];
-  for (int base = 0; base < sequences; base += 32) {
-    const int rows = base + lane < sequences ? step.sequences[base + lane].rows : 0;
-    const int blocks = rows > 1 ? (rows + kRows - 1) / kRows : 0;
-    int before = blocks;  // and including this lane's
-#pragma unroll
-    for (int l = 1; l < 32; l *= 2) {
-      const int other = __shfl_up_sync(~0u, before, l);
-      if (lane >= l) before += other;
-    }
-    const unsigned found = __ballot_sync(~0u, number < before);
-    if (found != 0) {
-      const int owner = __ffs(static_cast<int>(found)) - 1;
-      const int first = (number - __shfl_sync(~0u, before - blocks, owner)) * kRows;
-      return {base + owner, first, min(kRows, __shfl_sync(~0u, rows, owner) - first)};
-    }
-    number -= __shfl_sync(~0u, before, 31);
-  }
-  return {};
-}
 
 template <typename T, int HEAD_DIM>
 __global__ void __launch_bounds__(kThreads, HEAD_DIM <= 128 ? 3 : 1) attend_blocks_wgmma(const AttentionCall call) {
@@ -51,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM <= 128 ? 3 : 1) attend_bloc
   let_next_begin();
   wait_for_previous();
   // The longest rows first, so that the short ones fill the gaps at the end.
-  const Block block = block_of(call.step, static_cast<int>(gridDim.y - 1 - blockIdx.y));
+  const RowBlock block = row_block<kRows>(call.step, static_cast<int>(gridDim.y - 1 - blockIdx.y));
   if (block.sequence < 0) return;
   const SequenceOnDevice& sequence = call.step.sequences[block.sequence];
   const CacheLayer& cache = call.cache;
@@ -234,8 +211,8 @@ template <typename T, int HEAD_DIM>
 void start(const Launch& how, const AttentionCall& call) {
   constexpr size_t kShared = size_t{4} * ((HEAD_DIM + 63) / 64) * kPanelBytes;
   const auto kernel = attend_blocks_wgmma<T, HEAD_DIM>;
-  static const bool allowed = [&] { return allow_shared(kernel, kShared, "attention"), true; }();
-  (void)allowed;
+  static OncePerDevice once;
+  if (once.first(*how.device)) allow_shared(kernel, kShared, "attention");
   // Every sequence may leave one block partly filled.
   const auto blocks = static_cast<unsigned>((call.most_rows + kRows - 1) / kRows + std::min(call.most_sequences, call.most_rows / 2));
   launch(how, kernel, dim3(static_cast<unsigned>(call.shape.heads), blocks), dim3(kThreads), kShared, "attention", call);

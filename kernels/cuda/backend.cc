@@ -141,8 +141,8 @@ std::unique_ptr<PeerGroup> make_cuda_peers(Backend& backend, int index, int size
 }
 
 std::unique_ptr<Backend> make_cuda_backend(int index) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) fail(Code::failed_precondition, "--device", "cannot be cuda: " + why_none());
+  const int count = gpu_count();
+  if (count == 0) fail(Code::failed_precondition, "--device", "cannot be cuda: " + why_none());
   if (index < 0 || index >= count) {
     fail(Code::failed_precondition, "--device cuda:" + std::to_string(index), "is not there (this machine has " + std::to_string(count) + ")");
   }
@@ -152,7 +152,7 @@ std::unique_ptr<Backend> make_cuda_backend(int index) {
     fail(Code::failed_precondition, "--device cuda:" + std::to_string(index),
          std::string(p.name) + " has compute capability " + std::to_string(p.major) + "." + std::to_string(p.minor) + " (8.0 or later is needed)");
   }
-  return std::make_unique<CudaBackend>(DeviceInfo{index, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin, static_cast<size_t>(p.l2CacheSize)});
+  return std::make_unique<CudaBackend>(DeviceInfo{index, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin});
 }
 
 }  // namespace tandem::cuda

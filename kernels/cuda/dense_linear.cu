@@ -2,7 +2,6 @@
 #include "kernels/cuda/dense_linear.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "kernels/base/error.h"
 #include "kernels/cuda/dense_linear.cuh"
@@ -27,16 +26,13 @@ const Kernel kKernels[] = {{multiply_dense<bf16, 1, 1, 8>, multiply_dense<f16, 1
 
 int divided(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// Once for each device, whichever thread comes first.
 void allow_all_shared(const DeviceInfo& device) {
-  static std::atomic<uint64_t> done{0};
-  const uint64_t bit = uint64_t{1} << (device.index % 64);
-  if ((done.load() & bit) != 0) return;
+  static OncePerDevice once;
+  if (!once.first(device)) return;
   for (const Kernel& k : kKernels) {
     allow_shared(k.bf16_kernel, device.shared_per_block, "dense_linear");
     allow_shared(k.f16_kernel, device.shared_per_block, "dense_linear");
   }
-  done.fetch_or(bit);
 }
 
 // Warps that share a tile's columns: many for few tiles, so that every multiprocessor has a block, but not more than there are columns for.

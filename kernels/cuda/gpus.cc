@@ -32,11 +32,14 @@ uint64_t free_bytes(int index, uint64_t otherwise) {
 
 }  // namespace
 
-bool built_in() { return true; }
+
+int gpu_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
 
 std::vector<Gpu> gpus() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) return {};
+  const int count = gpu_count();
   std::vector<Gpu> list;
   for (int index = 0; index < count; ++index) {
     cudaDeviceProp p{};

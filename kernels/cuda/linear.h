@@ -1,5 +1,5 @@
 // Products of few rows (decoding): y = W x with what comes before and after it fused in. More rows than kFewRows go through
-// prefill_linear.h. Called on the rank's thread; everything is enqueued on the launch's stream, nothing allocates or waits.
+// gemm.h. Called on the rank's thread; everything is enqueued on the launch's stream, nothing allocates or waits.
 #pragma once
 #include <span>
 

@@ -1,8 +1,6 @@
 // All the steps of sampling, by a team of blocks a row that holds the row in shared memory. Probabilities are summed as integers, so that
 // atomics and the order of threads do not matter.
 #include <algorithm>
-#include <array>
-#include <atomic>
 
 #include "kernels/cuda/sample_select.cuh"
 
@@ -310,8 +308,8 @@ void draw(const Launch& how, const SampleCall& call, const SampleScratch& layout
   const int64_t members = clusters ? kTeamMembers : 1;
   const size_t slice = static_cast<size_t>((call.vocab + 4 * members - 1) / (4 * members)) * 4 * sizeof(float);
   const size_t most = how.device->shared_per_block - sizeof(Shared) - 1024;  // of what a block may have, beside its static part
-  static std::array<std::atomic<bool>, 64> allowed{};                       // by device
-  if (!allowed[how.device->index].exchange(true)) allow_shared(draw_rows, most, "sampling");
+  static OncePerDevice once;
+  if (once.first(*how.device)) allow_shared(draw_rows, most, "sampling");
   const bool in_shared = slice <= most, whole = call.vocab % 4 == 0 && reinterpret_cast<uintptr_t>(call.logits) % 16 == 0;
   const int64_t teams = in_shared ? call.most_rows : std::min(call.most_rows, kSampleTeams);
   launch(how, draw_rows, dim3(static_cast<unsigned>(teams * members)), dim3(kTeamThreads), in_shared ? slice : 0, "sampling", call, layout, whole, in_shared);

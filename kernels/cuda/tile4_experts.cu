@@ -12,13 +12,12 @@ namespace {
 constexpr int64_t kFewPairs = 8;  // multiplied one by one: what two of them read of an expert the second finds in the cache
 
 template <bool kNested>
-std::span<const RowsKernel> rows_kernels(int shared_limit) {
+std::span<const RowsKernel> rows_kernels(const DeviceInfo& device, int shared_limit) {
   static const RowsKernel all[] = {{some_rows<bf16, kNested, 1, 2, 4, 512, true>, 1, 2, 4, 16}, {some_rows<bf16, kNested, 2, 2, 4, 448, true>, 2, 2, 4, 14}};
-  static const bool once = [shared_limit] {
+  static OncePerDevice once;
+  if (once.first(device)) {
     for (const RowsKernel& k : all) allow_shared(k.kernel, static_cast<size_t>(shared_limit), "tile4_experts");
-    return true;
-  }();
-  static_cast<void>(once);
+  }
   return all;
 }
 
@@ -63,7 +62,7 @@ void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScra
   p.data[0] = half.data[0], p.data[1] = half.data[1];
   p.most_items = static_cast<int>(std::min<int64_t>(call.local_experts, pairs) + pairs / p.products.rows);
   const int limit = static_cast<int>(how.device->shared_per_block);
-  launch_rows(how, p, half.nested ? rows_kernels<true>(limit) : rows_kernels<false>(limit), p.most_items, scratch);
+  launch_rows(how, p, half.nested ? rows_kernels<true>(*how.device, limit) : rows_kernels<false>(*how.device, limit), p.most_items, scratch);
 }
 
 }  // namespace

@@ -263,11 +263,10 @@ void launch_one(const Launch& how, OneRow p, const char* name) {
       {one_row<bf16, kNested, 2, 8, 512, 1, false, kExperts>, 2, 16, 1},
       {one_row<bf16, kNested, 4, 8, 512, 1, false, kExperts>, 4, 16, 1},
   };
-  static const bool once = [] {
+  static OncePerDevice once;
+  if (once.first(*how.device)) {
     for (const Kernel& k : all) allow_shared(k.kernel, one_row_shared(k.most_warps), "tile4_one_row");
-    return true;
-  }();
-  static_cast<void>(once);
+  }
   const int slices = p.products.slices, wide = p.products.gated ? 2 : 1, processors = how.device->multiprocessors;
   const bool one_round = p.products.tiles <= 2 * processors && !kExperts;  // a small matrix: what counts is how soon all loads are on their way
   const Kernel& k = all[wide == 2 ? (slices <= 8 ? 1 : slices <= 16 ? 3 : 4) : slices <= 8 && !one_round ? 0 : slices <= 28 ? 2 : slices <= 32 ? 3 : 4];

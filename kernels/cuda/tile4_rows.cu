@@ -10,7 +10,7 @@ namespace tandem::cuda {
 namespace {
 
 template <bool kNested>
-std::span<const RowsKernel> kernels(int shared_limit) {
+std::span<const RowsKernel> kernels(const DeviceInfo& device, int shared_limit) {
   static const RowsKernel all[] = {
       {some_rows<bf16, kNested, 1, 1, 8, 512, false>, 1, 1, 8, 16},
       {some_rows<bf16, kNested, 1, 2, 8, 256, false>, 1, 2, 8, 8},
@@ -20,11 +20,10 @@ std::span<const RowsKernel> kernels(int shared_limit) {
       {some_rows<bf16, kNested, 4, 2, 8, 256, false>, 4, 2, 8, 8},
       {some_rows<bf16, kNested, 4, 2, 4, 384, false>, 4, 2, 4, 12},
   };
-  static const bool once = [shared_limit] {
+  static OncePerDevice once;
+  if (once.first(device)) {
     for (const RowsKernel& k : all) allow_shared(k.kernel, static_cast<size_t>(shared_limit), "tile4_rows");
-    return true;
-  }();
-  static_cast<void>(once);
+  }
   return all;
 }
 
@@ -35,7 +34,7 @@ void multiply_rows(const Launch& how, const TileProducts& products, const Linear
   p.products = products;
   p.values = input.values, p.stride = input.stride, p.row_of = input.row_of;
   const int limit = static_cast<int>(how.device->shared_per_block);
-  launch_rows(how, p, nested ? kernels<true>(limit) : kernels<false>(limit), 1, scratch);
+  launch_rows(how, p, nested ? kernels<true>(*how.device, limit) : kernels<false>(*how.device, limit), 1, scratch);
 }
 
 }  // namespace tandem::cuda

@@ -5,6 +5,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
 #include <utility>
 
 #include "kernels/base/cuda/check.h"
@@ -13,7 +15,7 @@ namespace tandem::cuda {
 
 struct DeviceInfo {
   int index = 0, multiprocessors = 0, major = 0, minor = 0;
-  size_t shared_per_block = 0, l2_bytes = 0;  // with the opt-in limit
+  size_t shared_per_block = 0;  // with the opt-in limit
 };
 
 struct Launch {
@@ -38,7 +40,17 @@ void launch(const Launch& how, void (*kernel)(Parameters...), dim3 grid, dim3 bl
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...), name);
 }
 
-// Raises a kernel's shared memory limit; cheap enough to be called once per kernel and device, not per launch.
+// What is set up once for each device, by whichever of its launches comes first: a kernel's attributes belong to a device, and a process
+// may have several. One static for each thing to set up; a device has one thread.
+class OncePerDevice {
+ public:
+  bool first(const DeviceInfo& device) { return !done_[static_cast<size_t>(device.index)].exchange(true); }
+
+ private:
+  std::array<std::atomic<bool>, 64> done_{};
+};
+
+// Raises a kernel's shared memory limit on the current device: once, not per launch.
 template <typename Kernel>
 void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);

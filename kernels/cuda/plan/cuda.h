@@ -17,8 +17,8 @@ struct Gpu {
   int major = 0, minor = 0;     // compute capability
 };
 
-bool built_in();                // false: this build cannot use GPUs
-std::vector<Gpu> gpus();        // of this machine; empty without a driver, a device or CUDA in the build
+int gpu_count();                // of this machine; 0 without a driver, a device or CUDA in the build
+std::vector<Gpu> gpus();        // of this machine, their memory as it is now; empty without a driver, a device or CUDA in the build
 std::string why_none();         // one clause that says why gpus() is empty: "no CUDA driver is loaded", ...
 
 // Errors: Code::failed_precondition when there is no such device, or it is too old for the kernels of this build, or CUDA is not built in.

@@ -165,7 +165,7 @@ void expect_attention(const Case& c, Scratch& scratch, bool graph = false) {
   DeviceArray<int32_t> on_counts(std::vector<int32_t>{rows, static_cast<int32_t>(sequences.size()), 0, singles, 0, 0, 0, 0});
   std::vector<SequenceOnDevice> padded_sequences = sequences;
   SequenceOnDevice poison;
-  std::memset(&poison, 0x7F, sizeof poison);
+  std::memset(static_cast<void*>(&poison), 0x7F, sizeof poison);
   padded_sequences.resize(sequences.size() + static_cast<size_t>(c.spare), poison);
   std::vector<int32_t> padded_positions = positions, padded_of = sequence_of;
   padded_positions.resize(most_rows, 0x7F7F7F7F), padded_of.resize(most_rows, 0x7F7F7F7F);

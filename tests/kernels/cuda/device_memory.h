@@ -20,7 +20,7 @@ inline bool has_gpu() {
 inline DeviceInfo device_info(int index = 0) {
   cudaDeviceProp p{};
   check(cudaGetDeviceProperties(&p, index), "device");
-  return {index, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin, static_cast<size_t>(p.l2CacheSize)};
+  return {index, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin};
 }
 
 // [count] of T between two rings; freed at the end, the rings checked then.
