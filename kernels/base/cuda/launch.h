@@ -18,6 +18,15 @@ struct DeviceInfo {
   size_t shared_per_block = 0;  // with the opt-in limit
 };
 
+// Whether kernels may use what only compute capability 9.0 has (wgmma): the device has it, and this build was made for it ("90a").
+inline bool has_wgmma(const DeviceInfo& device) {
+#ifdef TANDEM_CUDA_90A
+  return device.major == 9;
+#else
+  return static_cast<void>(device), false;
+#endif
+}
+
 struct Launch {
   cudaStream_t stream = nullptr;
   const DeviceInfo* device = nullptr;
