@@ -27,14 +27,23 @@ struct Shared {
   static constexpr int kHeads = NT * 8, kTileBytes = kTile * HEAD_DIM * 2;
   static constexpr int kRing = HEAD_DIM <= 64 ? 6 : HEAD_DIM <= 96 ? 4 : 3;  // up to 128: four blocks a multiprocessor
   static constexpr int kStride = HEAD_DIM + 4;                               // of a warp's outputs: keeps lanes in different banks
+  static constexpr bool kReload = NT > 1;  // there are not the registers for so many queries: they are read for every tile
   unsigned char ring[kWarps][kRing][kTileBytes];  // in the end a warp's own is float[heads][kStride], its outputs
-  float4 columns[kHeads * HEAD_DIM / 4];          // [block][this block's share of the columns]; before that the queries
+  alignas(128) float4 columns[kHeads * HEAD_DIM / 4];          // [block][this block's share of the columns]; before that the queries, if not kept:
+  alignas(128) T kept[kReload ? kHeads * HEAD_DIM : 8];
   float2 states[kMostBlocks][kHeads];             // blocks' maxima and sums
   float2 warp_states[kWarps][kHeads];
   float angles[HEAD_DIM];
   T added[2][HEAD_DIM];  // the new key and value
   static_assert(kHeads * kStride * sizeof(float) <= kRing * kTileBytes);
 };
+
+// From the address of a row's piece p, of a tile at a multiple of 128 bytes, that of its piece p + 2 * step; p + 2 * step without carries.
+template <int HEAD_DIM>
+__device__ __forceinline__ uint32_t further(uint32_t at, int step) {
+  constexpr int kSpan = HEAD_DIM % 64 == 0 ? 4 : 2;  // steps within what tile_byte() shuffles
+  return (at ^ static_cast<uint32_t>(step % kSpan * 32)) + static_cast<uint32_t>(step / kSpan * kSpan * 32);
+}
 
 __device__ __forceinline__ uint32_t transposed(uint32_t v) {  // an 8 x 8 matrix of a warp
   uint32_t r;
@@ -146,7 +155,8 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 2 : NT == 1 ? 4 : 3
       memory.angles[half + tid] = sine * call.rope.scale;
     }
     __syncthreads();
-    unsigned char* const queries = reinterpret_cast<unsigned char*>(memory.columns);  // those of heads that do not exist stay what they are
+    // Those of heads that do not exist stay what they are.
+    unsigned char* const queries = Memory::kReload ? reinterpret_cast<unsigned char*>(memory.kept) : reinterpret_cast<unsigned char*>(memory.columns);
     if (even) {
 #pragma unroll
       for (int k = 0; k < kItems; ++k) {
@@ -190,15 +200,12 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 2 : NT == 1 ? 4 : 3
       }
     }
     __syncthreads();
-    uint32_t q[NT][kSteps][2];
+    const uint32_t queries_at = shared_address(queries) + tile_byte<HEAD_DIM>(lane % 8, lane / 8);
+    const auto load_queries = [&](uint32_t (&r)[4], int n, int s) { load_matrices(r, further<HEAD_DIM>(queries_at, s) + n * 8 * HEAD_DIM * 2); };  // of two steps
+    uint32_t q[NT][kSteps / 2][4];
+    if constexpr (!Memory::kReload) {
 #pragma unroll
-    for (int n = 0; n < NT; ++n) {
-#pragma unroll
-      for (int s = 0; s < kSteps; s += 2) {
-        uint32_t r[4];
-        load_matrices(r, shared_address(queries) + tile_byte<HEAD_DIM>(n * 8 + lane % 8, s * 2 + lane / 8));
-        q[n][s][0] = r[0], q[n][s][1] = r[1], q[n][s + 1][0] = r[2], q[n][s + 1][1] = r[3];
-      }
+      for (int s = 0; s < kSteps; s += 2) load_queries(q[0][s / 2], 0, s);
     }
     if (folds) arrive_at_cluster();  // from here on other blocks may write to where the queries were
 
@@ -217,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 2 : NT == 1 ? 4 : 3
       __syncwarp();
     };
     const float scale = call.soft_cap > 0 ? call.scale : call.scale * kLog2E;
+    const uint32_t keys_lane = tile_byte<HEAD_DIM>(lane % 16, lane / 16), values_lane = tile_byte<HEAD_DIM>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     int slot = 0;
 #pragma unroll 1
     for (int tile = 0; tile < mine; ++tile) {
@@ -229,9 +237,12 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 2 : NT == 1 ? 4 : 3
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         uint32_t a[4];
-        load_matrices(a, at + tile_byte<HEAD_DIM>(lane % 16, s * 2 + lane / 16));
+        load_matrices(a, further<HEAD_DIM>(at + keys_lane, s));
 #pragma unroll
-        for (int n = 0; n < NT; ++n) mma(scores[n][s % kChains], a[0], a[1], a[2], a[3], q[n][s][0], q[n][s][1], T{});
+        for (int n = 0; n < NT; ++n) {
+          if (Memory::kReload && s % 2 == 0) load_queries(q[n][s / 2], n, s);
+          mma(scores[n][s % kChains], a[0], a[1], a[2], a[3], q[n][s / 2][s % 2 * 2], q[n][s / 2][s % 2 * 2 + 1], T{});
+        }
       }
       __syncwarp();
       fetch(tile + kRing / 2, kRing % 2 == 1, slot);
@@ -275,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 2 : NT == 1 ? 4 : 3
 #pragma unroll
       for (int m = 0; m < kSteps; ++m) {
         uint32_t a[4];
-        load_transposed(a, at + tile_byte<HEAD_DIM>(lane / 16 * 8 + lane % 8, m * 2 + lane / 8 % 2));
+        load_transposed(a, further<HEAD_DIM>(at + values_lane, m));
 #pragma unroll
         for (int n = 0; n < NT; ++n) mma(out[m][n], a[0], a[1], a[2], a[3], weights[n][0], weights[n][1], T{});
       }
@@ -356,6 +367,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 2 : NT == 1 ? 4 : 3
     }
   }
   if (!folds) return;
+  __syncwarp();
   arrive_at_cluster();
   wait_for_cluster();  // after this nobody touches another block's memory
   const int used = (all_tiles + share - 1) / share;  // blocks that have keys
