@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
   const CacheLayer& cache = call.cache;
   const int count = load_now(call.step.counts + 1), position = load_now(&sequence->position), row = load_now(&sequence->row);
   const int rows = load_now(&sequence->rows), table = load_now(sequence->pages + cache.group);
-  if (index >= count || (!fused && rows != 1)) return;  // the whole cluster
+  // The whole cluster. None of the last three is negative ever: looked at here, they come in one round trip with the others.
+  if (index >= count || (!fused && rows != 1) || (position | row | table) < 0) return;
   const int window = static_cast<int>(min(call.window, int64_t{1} << 30));
   const int first = window > 0 ? max(0, position - window + 1) : 0;
   const int blocks = 1 << plan.blocks_log2, first_tile = first / static_cast<int>(kTile);
@@ -119,14 +120,18 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
 
   // Columns are four elements of a head. Four neighbouring columns belong to one block of the cluster, the next four to the next.
   const int columns = group * (HEAD_DIM / 4), fours = columns / 4, shared_columns = ((fours + blocks - 1) >> plan.blocks_log2) * 4;
+  const auto used = static_cast<int>(static_cast<unsigned>(all_tiles + share - 1) / static_cast<unsigned>(share));  // blocks that have keys
   const uint32_t barrier = shared_address(&memory.barrier);
-  if (folds && tid == 0) {
-    const int used = (all_tiles + share - 1) / share, own = max(0, fours - rank + blocks - 1) >> plan.blocks_log2;
-    expect_bytes(barrier, static_cast<uint32_t>(used * (own * 64 + group * 8)));
-  }
-  __syncwarp();
+  const auto expect_parts = [&] {
+    if (folds && tid == 0) {
+      const int own = max(0, fours - rank + blocks - 1) >> plan.blocks_log2;
+      expect_bytes(barrier, static_cast<uint32_t>(used * (own * 64 + group * 8)));
+    }
+    __syncwarp();
+  };
 
   if (tiles == 0) {
+    expect_parts();
     arrive_at_cluster();
   } else {
     // Asked for at once: the pages of the warp's first tiles, one a lane, and the row's queries, new key and value. Elements d of the
@@ -199,6 +204,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
 #pragma unroll
     for (unsigned i = 0; i < kRing; ++i) fetch(static_cast<int>(i / 2), i % 2 == 1, ring + i * kTileBytes);
 
+    expect_parts();
     if (tid < half) {
       float sine, cosine;
       sincosf(static_cast<float>(position) * frequency, &sine, &cosine);
@@ -426,7 +432,6 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
   }
   if (!folds) return;
   wait_for_bytes(barrier);
-  const unsigned used = static_cast<unsigned>((all_tiles + share - 1) / share);  // blocks that have keys
 #pragma unroll 1
   for (unsigned i = tid; i < share_count; i += kThreads) {
     const unsigned column = (((i / 4) << plan.blocks_log2) + own_rank) * 4 + i % 4, head = column / (HEAD_DIM / 4);
@@ -434,13 +439,13 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
     float most = -INFINITY, total = 0;
     float4 v = make_float4(0, 0, 0, 0);
 #pragma unroll 4
-    for (unsigned r = 0; r < used; ++r) most = fmaxf(most, memory.states[r][head].x);
+    for (int r = 0; r < used; ++r) most = fmaxf(most, memory.states[r][head].x);
 #pragma unroll 4
-    for (unsigned r = 0; r < used; ++r) {
+    for (int r = 0; r < used; ++r) {
       const float2 state = memory.states[r][head];
       const float factor = power_of_two(state.x - most);
       total += factor * state.y;
-      add(v, factor, memory.columns[r * share_count + i]);
+      add(v, factor, memory.columns[r * shared_columns + static_cast<int>(i)]);
     }
     write(column, v, total);
   }
