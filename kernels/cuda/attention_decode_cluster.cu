@@ -15,7 +15,7 @@
 namespace tandem::cuda {
 namespace {
 
-constexpr unsigned kThreads = 128, kWarps = kThreads / 32, kTile = 16, kMostBlocks = 16, kMostPageTokens = 512;
+constexpr int kThreads = 128, kWarps = kThreads / 32, kTile = 16, kMostBlocks = 16, kMostPageTokens = 512;
 
 struct Plan {  // of a launch
   bool fused, even;        // even: what rope turns are whole pieces of eight elements
@@ -27,10 +27,9 @@ struct Plan {  // of a launch
 // NT: eights of query heads.
 template <typename T, int HEAD_DIM, int NT>
 struct Shared {
-  static constexpr unsigned kHeads = NT * 8, kTileBytes = kTile * HEAD_DIM * 2;
-  static constexpr unsigned kRing = HEAD_DIM <= 64 ? 6 : HEAD_DIM <= 96 ? 4 : 3;  // up to 128: four blocks a multiprocessor
-  static constexpr unsigned kStride = HEAD_DIM + 4;                               // of a warp's outputs: keeps lanes in different banks
-  static constexpr bool kReload = NT > 1;  // there are not the registers for so many queries: they are read for every tile
+  static constexpr int kHeads = NT * 8, kTileBytes = kTile * HEAD_DIM * 2;
+  static constexpr int kRing = HEAD_DIM <= 64 ? 6 : HEAD_DIM <= 96 ? 4 : 3;  // up to 128: four blocks a multiprocessor
+  static constexpr int kStride = HEAD_DIM + 4;                               // of a warp's outputs: keeps lanes in different banks
   struct Result {  // of a warp, in place of its tiles
     float outputs[kHeads][kStride];
     float2 states[kHeads];  // maximum, sum
@@ -47,11 +46,12 @@ struct Shared {
   static_assert(sizeof(Result) <= kRing * kTileBytes);
 };
 
+#if __CUDA_ARCH__ >= 900
 // From the address of a row's piece p, of a tile at a multiple of 128 bytes, that of its piece p + 2 * step; p + 2 * step without carries.
 template <int HEAD_DIM>
-__device__ __forceinline__ uint32_t further(uint32_t at, unsigned step) {
-  constexpr unsigned kSpan = HEAD_DIM % 64 == 0 ? 4 : 2;  // steps within what tile_byte() shuffles
-  return (at ^ (step % kSpan * 32)) + step / kSpan * kSpan * 32;
+__device__ __forceinline__ uint32_t further(uint32_t at, int step) {
+  constexpr int kSpan = HEAD_DIM % 64 == 0 ? 4 : 2;  // steps within what tile_byte() shuffles
+  return (at ^ static_cast<uint32_t>(step % kSpan * 32)) + static_cast<uint32_t>(step / kSpan * kSpan * 32);
 }
 
 __device__ __forceinline__ uint32_t transposed(uint32_t v) {  // an 8 x 8 matrix of a warp
@@ -86,12 +86,14 @@ __device__ __forceinline__ void rotate(uint32_t& low, uint32_t& high, float2 cos
   low = pack(a.x * cosine.x - b.x * sine.x, a.y * cosine.y - b.y * sine.y, T{});
   high = pack(b.x * cosine.x + a.x * sine.x, b.y * cosine.y + a.y * sine.y, T{});
 }
+#endif
 
 template <typename T, int HEAD_DIM, int NT>
 __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) attend_cluster(const AttentionCall call, const Plan plan) {
 #if __CUDA_ARCH__ >= 900
   using Memory = Shared<T, HEAD_DIM, NT>;
-  constexpr unsigned kSteps = HEAD_DIM / 16, kRing = Memory::kRing, kTileBytes = Memory::kTileBytes, kPieces = HEAD_DIM / 8;
+  constexpr int kSteps = HEAD_DIM / 16, kRing = Memory::kRing, kTileBytes = Memory::kTileBytes, kPieces = HEAD_DIM / 8;
+  constexpr bool kReload = NT > 1;  // there are not the registers for so many queries: they are read for every tile
   constexpr float kLog2E = 1.44269504088896340736f;  // exponentials are powers of two
   extern __shared__ __align__(128) unsigned char raw[];
   Memory& memory = *reinterpret_cast<Memory*>(raw);
@@ -111,8 +113,8 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
   if (index >= count || (!fused && rows != 1) || (position | row | table) < 0) return;
   const int window = static_cast<int>(min(call.window, int64_t{1} << 30));
   const int first = window > 0 ? max(0, position - window + 1) : 0;
-  const int blocks = 1 << plan.blocks_log2, first_tile = first / static_cast<int>(kTile);
-  const int all_tiles = position / static_cast<int>(kTile) - first_tile + 1, share = (all_tiles + blocks - 1) >> plan.blocks_log2;
+  const int blocks = 1 << plan.blocks_log2, first_tile = first / kTile;
+  const int all_tiles = position / kTile - first_tile + 1, share = (all_tiles + blocks - 1) >> plan.blocks_log2;
   const int begin = first_tile + rank * share, tiles = max(0, min(share, all_tiles - rank * share));
   const bool folds = all_tiles > share;  // more than one block has keys
   if (tiles == 0 && !folds) return;
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
     const bool append = fused && rank * share + tiles == all_tiles;  // has the row's own key
     const std::byte* const base = cache.memory + static_cast<uint64_t>(kv_head) * 2 * cache.page_tokens * HEAD_DIM * sizeof(T);
     const uint32_t to_values = static_cast<uint32_t>(cache.page_tokens) * HEAD_DIM * sizeof(T);
-    const int mine = (tiles - static_cast<int>(warp) + static_cast<int>(kWarps) - 1) / static_cast<int>(kWarps);  // tiles of this warp: every fourth
+    const int mine = (tiles - static_cast<int>(warp) + kWarps - 1) / kWarps;  // tiles of this warp: every fourth
     const int begin_mine = begin + static_cast<int>(warp);
     const auto page_of_tile = [&](unsigned tile) { return plan.page_tiles == 1 ? tile : __umulhi(tile, plan.page_factor); };
     struct Place { int32_t page; uint32_t inside; };
@@ -149,21 +151,21 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
     };
     const auto keys_at = [&](Place place) { return base + static_cast<uint32_t>(place.page) * cache.page_stride + place.inside; };
     const auto look_up_lanes = [&](int from) {
-      return look_up(min(begin_mine + (from + static_cast<int>(lane)) * static_cast<int>(kWarps), begin + tiles - 1));
+      return look_up(min(begin_mine + (from + static_cast<int>(lane)) * kWarps, begin + tiles - 1));
     };
     const Place place = look_up_lanes(0), last_place = look_up(begin + tiles - 1);
 
     const T* const values = static_cast<const T*>(call.qkv) + static_cast<int64_t>(row) * call.qkv_stride;
     const unsigned parts = plan.group + (append ? 2 : 0);
     const auto part_at = [&](unsigned part) {
-      const int later = static_cast<int>(part) - group;
-      return values + (later < 0 ? kv_head * group + static_cast<int>(part) : heads + later * static_cast<int>(call.shape.kv_heads) + kv_head) * HEAD_DIM;
+      const int p = static_cast<int>(part), later = p - group;
+      return values + (later < 0 ? kv_head * group + p : heads + later * static_cast<int>(call.shape.kv_heads) + kv_head) * HEAD_DIM;
     };
-    constexpr unsigned kEights = HEAD_DIM / 16, kItems = ((NT * 8 + 2) * kEights + kThreads - 1) / kThreads;
+    constexpr int kEights = HEAD_DIM / 16, kItems = ((NT * 8 + 2) * kEights + kThreads - 1) / kThreads;
     const auto turns = [&](unsigned part, unsigned eight) { return part <= plan.group && eight < half / 8; };
     uint4 low[kItems], high[kItems];
 #pragma unroll
-    for (unsigned k = 0; k < kItems; ++k) {
+    for (int k = 0; k < kItems; ++k) {
       const unsigned part = (k * kThreads + tid) / kEights, eight = (k * kThreads + tid) % kEights;
       if (!plan.even || part >= parts) continue;
       const T* const from = part_at(part);
@@ -183,26 +185,26 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
           fetched = reinterpret_cast<const std::byte*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(tile_ahead), tile % 32)) + lane * 16;
         }
         const std::byte* const from = is_value ? fetched + to_values : fetched;
-        const int key = (begin_mine + tile * static_cast<int>(kWarps)) * static_cast<int>(kTile), hidden = max(first - key, 0);
+        const int key = (begin_mine + tile * kWarps) * kTile, hidden = max(first - key, 0);
         const unsigned seen = static_cast<unsigned>(max(seen_end - key - hidden, 0));
         if constexpr (32 % kPieces == 0) {
-          constexpr unsigned kRows = 32 / kPieces;  // of a copy of the warp
-          const uint32_t at = to + tile_byte<HEAD_DIM>(static_cast<int>(lane / kPieces), static_cast<int>(lane % kPieces));
+          constexpr int kRows = 32 / kPieces;  // of a copy of the warp
+          const uint32_t at = to + tile_byte<HEAD_DIM>(lane / kPieces, lane % kPieces);
           const unsigned k = lane / kPieces - static_cast<unsigned>(hidden);
 #pragma unroll
-          for (unsigned i = 0; i < kTile / kRows; ++i) copy_ahead((at ^ (i * kRows % 8 * 16)) + i * 512, from + i * 512, k + i * kRows < seen);
+          for (int i = 0; i < kTile / kRows; ++i) copy_ahead((at ^ (i * kRows % 8 * 16)) + i * 512, from + i * 512, k + i * kRows < seen);
         } else {
 #pragma unroll
-          for (unsigned i = 0; i < kTile * kPieces / 32; ++i) {
+          for (int i = 0; i < kTile * kPieces / 32; ++i) {
             const unsigned k = (i * 32 + lane) / kPieces, piece = (i * 32 + lane) % kPieces;
-            copy_ahead(to + tile_byte<HEAD_DIM>(static_cast<int>(k), static_cast<int>(piece)), from + i * 512, k - static_cast<unsigned>(hidden) < seen);
+            copy_ahead(to + tile_byte<HEAD_DIM>(k, piece), from + i * 512, k - static_cast<unsigned>(hidden) < seen);
           }
         }
       }
       commit_copies();
     };
 #pragma unroll
-    for (unsigned i = 0; i < kRing; ++i) fetch(static_cast<int>(i / 2), i % 2 == 1, ring + i * kTileBytes);
+    for (int i = 0; i < kRing; ++i) fetch(i / 2, i % 2 == 1, ring + i * kTileBytes);
 
     expect_parts();
     if (tid < half) {
@@ -211,12 +213,12 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
       memory.angles[tid] = cosine * call.rope.scale;
       memory.angles[half + tid] = sine * call.rope.scale;
     }
-    T* const appended = reinterpret_cast<T*>(const_cast<std::byte*>(keys_at(last_place))) + position % static_cast<int>(kTile) * HEAD_DIM;
+    T* const appended = reinterpret_cast<T*>(const_cast<std::byte*>(keys_at(last_place))) + position % kTile * HEAD_DIM;
     __syncthreads();
     // Rounded as every later reader sees them. Queries of heads that do not exist stay what they are: columns know nothing of each other.
     if (plan.even) {
 #pragma unroll
-      for (unsigned k = 0; k < kItems; ++k) {
+      for (int k = 0; k < kItems; ++k) {
         const unsigned part = (k * kThreads + tid) / kEights, eight = (k * kThreads + tid) % kEights;
         if (part >= parts) continue;
         const unsigned d = turns(part, eight) ? eight * 8 : eight * 16, other = turns(part, eight) ? d + half : d + 8;
@@ -224,15 +226,15 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
           const float4* const cosines = reinterpret_cast<const float4*>(memory.angles + d);
           const float4* const sines = reinterpret_cast<const float4*>(memory.angles + half + d);
 #pragma unroll
-          for (unsigned e = 0; e < 2; ++e) {
+          for (int e = 0; e < 2; ++e) {
             const float4 c = cosines[e], s = sines[e];
             rotate<T>(e == 0 ? low[k].x : low[k].z, e == 0 ? high[k].x : high[k].z, make_float2(c.x, c.y), make_float2(s.x, s.y));
             rotate<T>(e == 0 ? low[k].y : low[k].w, e == 0 ? high[k].y : high[k].w, make_float2(c.z, c.w), make_float2(s.z, s.w));
           }
         }
         if (part < plan.group) {
-          *reinterpret_cast<uint4*>(memory.queries + tile_byte<HEAD_DIM>(static_cast<int>(part), static_cast<int>(d / 8))) = low[k];
-          *reinterpret_cast<uint4*>(memory.queries + tile_byte<HEAD_DIM>(static_cast<int>(part), static_cast<int>(other / 8))) = high[k];
+          *reinterpret_cast<uint4*>(memory.queries + tile_byte<HEAD_DIM>(part, d / 8)) = low[k];
+          *reinterpret_cast<uint4*>(memory.queries + tile_byte<HEAD_DIM>(part, other / 8)) = high[k];
         } else {
           const bool is_value = part > plan.group;
           T* const to = appended + (is_value ? cache.page_tokens * HEAD_DIM : 0);
@@ -253,9 +255,9 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
           v[1] = from_float<T>(b * cosine + a * sine);
         }
 #pragma unroll
-        for (unsigned e = 0; e < 2; ++e) {
+        for (int e = 0; e < 2; ++e) {
           if (part < plan.group) {
-            *reinterpret_cast<T*>(memory.queries + tile_byte<HEAD_DIM>(static_cast<int>(part), static_cast<int>(d[e] / 8)) + d[e] % 8 * 2) = v[e];
+            *reinterpret_cast<T*>(memory.queries + tile_byte<HEAD_DIM>(part, d[e] / 8) + d[e] % 8 * 2) = v[e];
           } else {
             const bool is_value = part > plan.group;
             *reinterpret_cast<T*>(memory.added[is_value] + d[e] * 2) = appended[(is_value ? cache.page_tokens * HEAD_DIM : 0) + d[e]] = v[e];
@@ -265,17 +267,19 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
     }
     __syncthreads();
     if (folds) arrive_at_cluster();  // from here on other blocks may send their states, where the angles were
-    const uint32_t queries_at = shared_address(memory.queries) + tile_byte<HEAD_DIM>(static_cast<int>(lane % 8), static_cast<int>(lane / 8));
-    const auto load_queries = [&](uint32_t (&r)[4], unsigned n, unsigned s) { load_matrices(r, further<HEAD_DIM>(queries_at, s) + n * 8 * HEAD_DIM * 2); };  // of two steps
+    const uint32_t queries_at = shared_address(memory.queries) + tile_byte<HEAD_DIM>(lane % 8, lane / 8);
+    const auto load_queries = [&](uint32_t (&r)[4], int n, int s) {  // of two steps
+      load_matrices(r, further<HEAD_DIM>(queries_at, s) + n * 8 * HEAD_DIM * 2);
+    };
     uint32_t q[NT][kSteps / 2][4];
-    if constexpr (!Memory::kReload) {
+    if constexpr (!kReload) {
 #pragma unroll
-      for (unsigned s = 0; s < kSteps; s += 2) load_queries(q[0][s / 2], 0, s);
+      for (int s = 0; s < kSteps; s += 2) load_queries(q[0][s / 2], 0, s);
     }
 
     float out[kSteps][NT][4] = {}, maximum[NT][2], sum[NT][2];
 #pragma unroll
-    for (unsigned n = 0; n < NT; ++n) maximum[n][0] = maximum[n][1] = -INFINITY, sum[n][0] = sum[n][1] = 0;
+    for (int n = 0; n < NT; ++n) maximum[n][0] = maximum[n][1] = -INFINITY, sum[n][0] = sum[n][1] = 0;
     // The oldest tile of the ring, complete; the warp that has the row's own key adds it.
     const auto arrived = [&](bool last, int is_value, uint32_t at) {
       wait_copies<kRing - 1>();
@@ -283,56 +287,56 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
       if (!last) return;
       if (lane < kPieces) {
         const uint4 v = reinterpret_cast<const uint4*>(memory.added[is_value])[lane];
-        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(at + tile_byte<HEAD_DIM>(position % static_cast<int>(kTile), static_cast<int>(lane))), "r"(v.x), "r"(v.y),
+        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(at + tile_byte<HEAD_DIM>(position % kTile, lane)), "r"(v.x), "r"(v.y),
                      "r"(v.z), "r"(v.w)
                      : "memory");
       }
       __syncwarp();
     };
     const float scale = call.soft_cap > 0 ? call.scale : call.scale * kLog2E, cap = call.soft_cap * kLog2E, turns_of_cap = 2 * kLog2E / call.soft_cap;
-    const uint32_t keys_lane = tile_byte<HEAD_DIM>(static_cast<int>(lane % 16), static_cast<int>(lane / 16));
-    const uint32_t values_lane = tile_byte<HEAD_DIM>(static_cast<int>(lane / 16 * 8 + lane % 8), static_cast<int>(lane / 8 % 2));
+    const uint32_t keys_lane = tile_byte<HEAD_DIM>(lane % 16, lane / 16);
+    const uint32_t values_lane = tile_byte<HEAD_DIM>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
     const uint32_t ring_end = ring + kRing * kTileBytes;
     uint32_t at = ring;
 #pragma unroll 1
     for (int tile = 0; tile < mine; ++tile) {
-      const int key = (begin_mine + tile * static_cast<int>(kWarps)) * static_cast<int>(kTile);
-      const bool last = append && position - key < static_cast<int>(kTile);
+      const int key = (begin_mine + tile * kWarps) * kTile;
+      const bool last = append && position - key < kTile;
       arrived(last, 0, at);
-      constexpr unsigned kChains = NT == 1 ? 2 : 1;  // products that wait for each other
+      constexpr int kChains = NT == 1 ? 2 : 1;  // products that wait for each other
       float scores[NT][kChains][4] = {};
 #pragma unroll
-      for (unsigned s = 0; s < kSteps; ++s) {
+      for (int s = 0; s < kSteps; ++s) {
         uint32_t a[4];
         load_matrices(a, further<HEAD_DIM>(at + keys_lane, s));
 #pragma unroll
-        for (unsigned n = 0; n < NT; ++n) {
-          if (Memory::kReload && s % 2 == 0) load_queries(q[n][s / 2], n, s);
+        for (int n = 0; n < NT; ++n) {
+          if (kReload && s % 2 == 0) load_queries(q[n][s / 2], n, s);
           mma(scores[n][s % kChains], a[0], a[1], a[2], a[3], q[n][s / 2][s % 2 * 2], q[n][s / 2][s % 2 * 2 + 1], T{});
         }
       }
       __syncwarp();
-      fetch(tile + static_cast<int>(kRing / 2), kRing % 2 == 1, at);
+      fetch(tile + kRing / 2, kRing % 2 == 1, at);
       at = at + kTileBytes == ring_end ? ring : at + kTileBytes;
       uint32_t weights[NT][2];
 #pragma unroll
-      for (unsigned n = 0; n < NT; ++n) {
+      for (int n = 0; n < NT; ++n) {
         float v[4], shrink[2];
 #pragma unroll
-        for (unsigned i = 0; i < 4; ++i) v[i] = (kChains == 2 ? scores[n][0][i] + scores[n][kChains - 1][i] : scores[n][0][i]) * scale;
+        for (int i = 0; i < 4; ++i) v[i] = (kChains == 2 ? scores[n][0][i] + scores[n][kChains - 1][i] : scores[n][0][i]) * scale;
         if (call.soft_cap > 0) {
 #pragma unroll
           for (float& score : v) score = capped_nearly(score, cap, turns_of_cap);
         }
-        if (key < first || key + static_cast<int>(kTile) - 1 > position) {
+        if (key < first || key + kTile - 1 > position) {
 #pragma unroll
-          for (unsigned i = 0; i < 4; ++i) {
-            const int k = key + static_cast<int>(g + i / 2 * 8);
+          for (int i = 0; i < 4; ++i) {
+            const int k = key + static_cast<int>(g) + i / 2 * 8;
             if (k < first || k > position) v[i] = -INFINITY;
           }
         }
 #pragma unroll
-        for (unsigned h = 0; h < 2; ++h) {
+        for (int h = 0; h < 2; ++h) {
           float largest = fmaxf(v[h], v[2 + h]);  // of a tile: at least one of its keys is seen
           largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 4));
           largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 8));
@@ -346,41 +350,41 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
         weights[n][0] = transposed(pack(v[0], v[1], T{}));
         weights[n][1] = transposed(pack(v[2], v[3], T{}));
 #pragma unroll
-        for (unsigned m = 0; m < kSteps; ++m) {
+        for (int m = 0; m < kSteps; ++m) {
 #pragma unroll
-          for (unsigned i = 0; i < 4; ++i) out[m][n][i] *= shrink[i % 2];
+          for (int i = 0; i < 4; ++i) out[m][n][i] *= shrink[i % 2];
         }
       }
       arrived(last, 1, at);
 #pragma unroll
-      for (unsigned m = 0; m < kSteps; ++m) {
+      for (int m = 0; m < kSteps; ++m) {
         uint32_t a[4];
         load_transposed(a, further<HEAD_DIM>(at + values_lane, m));
 #pragma unroll
-        for (unsigned n = 0; n < NT; ++n) mma(out[m][n], a[0], a[1], a[2], a[3], weights[n][0], weights[n][1], T{});
+        for (int n = 0; n < NT; ++n) mma(out[m][n], a[0], a[1], a[2], a[3], weights[n][0], weights[n][1], T{});
       }
       __syncwarp();
-      fetch(tile + static_cast<int>((kRing + 1) / 2), kRing % 2 == 0, at);
+      fetch(tile + (kRing + 1) / 2, kRing % 2 == 0, at);
       at = at + kTileBytes == ring_end ? ring : at + kTileBytes;
     }
 
     if (mine > 0) {
       auto& result = *reinterpret_cast<typename Memory::Result*>(memory.ring[warp]);
 #pragma unroll
-      for (unsigned n = 0; n < NT; ++n) {
+      for (int n = 0; n < NT; ++n) {
 #pragma unroll
-        for (unsigned h = 0; h < 2; ++h) {
+        for (int h = 0; h < 2; ++h) {
           sum[n][h] += __shfl_xor_sync(~0u, sum[n][h], 4);
           sum[n][h] += __shfl_xor_sync(~0u, sum[n][h], 8);
           sum[n][h] += __shfl_xor_sync(~0u, sum[n][h], 16);
         }
 #pragma unroll
-        for (unsigned h = 0; h < 2; ++h) {
+        for (int h = 0; h < 2; ++h) {
           const unsigned head = n * 8 + 2 * t + h;
           if (head >= plan.group) continue;
           if (g == 0) result.states[head] = make_float2(maximum[n][h], sum[n][h]);
 #pragma unroll
-          for (unsigned m = 0; m < kSteps; ++m) {
+          for (int m = 0; m < kSteps; ++m) {
             result.outputs[head][m * 16 + g] = out[m][n][h];
             result.outputs[head][m * 16 + 8 + g] = out[m][n][2 + h];
           }
@@ -398,23 +402,24 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
   const auto add = [](float4& v, float factor, float4 more) {
     v.x += factor * more.x, v.y += factor * more.y, v.z += factor * more.z, v.w += factor * more.w;
   };
-  const auto column_count = static_cast<unsigned>(columns), share_count = static_cast<unsigned>(shared_columns), own_rank = static_cast<unsigned>(rank);
+  const auto column_count = static_cast<unsigned>(columns), share_count = static_cast<unsigned>(shared_columns);
+  const auto own_rank = static_cast<unsigned>(rank);
   if (folds) wait_for_cluster();
   if (tiles > 0) {
-    const unsigned warps = min(static_cast<unsigned>(tiles), kWarps);  // that have keys
-    const auto result = [&](unsigned w) -> const typename Memory::Result& { return *reinterpret_cast<const typename Memory::Result*>(memory.ring[w]); };
+    const int warps = min(tiles, kWarps);  // that have keys
+    const auto result = [&](int w) -> const typename Memory::Result& { return *reinterpret_cast<const typename Memory::Result*>(memory.ring[w]); };
 #pragma unroll 1
     for (unsigned column = tid; column < column_count; column += kThreads) {
       const unsigned head = column / (HEAD_DIM / 4), d = column % (HEAD_DIM / 4) * 4;
       float2 states[kWarps], state = make_float2(-INFINITY, 0);
 #pragma unroll
-      for (unsigned w = 0; w < kWarps; ++w) {
+      for (int w = 0; w < kWarps; ++w) {
         states[w] = w < warps ? result(w).states[head] : make_float2(-INFINITY, 0);
         state.x = fmaxf(state.x, states[w].x);
       }
       float4 v = make_float4(0, 0, 0, 0);
 #pragma unroll
-      for (unsigned w = 0; w < kWarps; ++w) {
+      for (int w = 0; w < kWarps; ++w) {
         if (w >= warps) break;
         const float factor = power_of_two(states[w].x - state.x);
         state.y += factor * states[w].y;
@@ -425,9 +430,13 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
         continue;
       }
       const unsigned four = column / 4, to = four & static_cast<unsigned>(blocks - 1);
-      send(address_in_block(shared_address(memory.columns + own_rank * share_count + (four >> plan.blocks_log2) * 4 + column % 4), to), v, address_in_block(barrier, to));
-      const unsigned block = d / 4;  // and a head's state to all: by its first columns, of which there are as many as ever blocks
-      if (block < static_cast<unsigned>(blocks)) send(address_in_block(shared_address(&memory.states[own_rank][head]), block), state, address_in_block(barrier, block));
+      const uint32_t at = shared_address(memory.columns + own_rank * share_count + (four >> plan.blocks_log2) * 4 + column % 4);
+      send(address_in_block(at, to), v, address_in_block(barrier, to));
+      // And a head's state to all blocks: by its first columns, of which there are at least as many.
+      static_assert(HEAD_DIM / 4 >= kMostBlocks);
+      const unsigned block = d / 4;
+      const uint32_t state_at = shared_address(&memory.states[own_rank][head]);
+      if (block < static_cast<unsigned>(blocks)) send(address_in_block(state_at, block), state, address_in_block(barrier, block));
     }
   }
   if (!folds) return;
@@ -469,7 +478,8 @@ void start(const Launch& how, const AttentionCall& call, bool fused, int blocks)
     allow_shared(kernel, kShared, "attention");
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "attention");
   }
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(call.shape.kv_heads), static_cast<unsigned>(fused ? call.most_sequences : call.singles));
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(call.shape.kv_heads),
+                  static_cast<unsigned>(fused ? call.most_sequences : call.singles));
   Plan plan;
   plan.fused = fused, plan.even = !fused || call.rope.rotary % 16 == 0;
   plan.group = static_cast<unsigned>(call.shape.heads / call.shape.kv_heads);
@@ -498,15 +508,14 @@ bool by_head_dim(const Launch& how, const AttentionCall& call, bool fused, int b
 // (four each, of which three to be safe) would run one after the other, and each should have something to do for what its start costs.
 int cluster_blocks(int64_t sequences, int64_t kv_heads, int64_t context, int multiprocessors) {
   const int64_t pairs = sequences * kv_heads, tiles = (context + kTile - 1) / kTile;
-  constexpr int64_t kMost = kMostBlocks, kAll = kWarps;  // signed
-  if (pairs * kMost * 2 < multiprocessors && context > 16384) return 0;
+  if (pairs * kMostBlocks * 2 < multiprocessors && context > 16384) return 0;
   int blocks = 1;
-  while (blocks < kMost) {
+  while (blocks < kMostBlocks) {
     const int64_t next = blocks * 2;
     const bool alone = pairs * next <= multiprocessors;
-    if (pairs * next > 3 * static_cast<int64_t>(multiprocessors) || tiles < next * (alone ? 2 : 2 * kAll)) break;
+    if (pairs * next > 3 * static_cast<int64_t>(multiprocessors) || tiles < next * (alone ? 2 : 2 * kWarps)) break;
     // More than eight must lie close together to be started at all: only where the keys are many.
-    if (next > 8 && (!alone || tiles < next * 4 * kAll)) break;
+    if (next > 8 && (!alone || tiles < next * 4 * kWarps)) break;
     blocks = static_cast<int>(next);
   }
   return blocks;
@@ -515,11 +524,12 @@ int cluster_blocks(int64_t sequences, int64_t kv_heads, int64_t context, int mul
 bool attend_single_rows_cluster(const Launch& how, const AttentionCall& call, bool fused, int blocks) {
   if (!compiled_for(how.device->major)) return false;
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  const bool fits = aligned(call.cache.memory) && call.cache.page_stride % 16 == 0 && call.cache.page_tokens % static_cast<int>(kTile) == 0 &&
-                    call.cache.page_tokens <= static_cast<int>(kMostPageTokens) && aligned(call.qkv) &&
+  const bool fits = aligned(call.cache.memory) && call.cache.page_stride % 16 == 0 && call.cache.page_tokens % kTile == 0 &&
+                    call.cache.page_tokens <= kMostPageTokens && aligned(call.qkv) &&
                     call.qkv_stride % 8 == 0 && aligned(call.out) && call.rope.rotary <= call.shape.head_dim && call.rope.rotary % 2 == 0;
   if (!fits || call.shape.heads / call.shape.kv_heads > 16) return false;
-  if (blocks == 0) blocks = cluster_blocks(fused ? call.most_sequences : call.singles, call.shape.kv_heads, call.most_context, how.device->multiprocessors);
+  const int32_t sequences = fused ? call.most_sequences : call.singles;
+  if (blocks == 0) blocks = cluster_blocks(sequences, call.shape.kv_heads, call.most_context, how.device->multiprocessors);
   if (blocks == 0) return false;
   if (call.element == Element::bf16 && call.cache.type == KvType::bf16) return by_head_dim<bf16>(how, call, fused, blocks);
   if (call.element == Element::f16 && call.cache.type == KvType::fp16) return by_head_dim<f16>(how, call, fused, blocks);
