@@ -25,10 +25,12 @@ struct GroupRows {
   unsigned* arrived = nullptr;  // [units]
 };
 
-// Shared memory: table, activations, sums of gated products that no scratch takes; for each warpgroup whether it arrived last.
+// Shared memory: table, activations, sums that no scratch takes; for each warpgroup whether
+// it arrived last; scales.
+constexpr int kScaleBytes = 512;  // of a tile's slice
 inline int group_rows_shared(int tokens, int warpgroups, const GroupRows& p) {
   const int run = (p.products.slices + p.splits - 1) / p.splits;
-  return kTableBytes + run * tokens * 1024 + (p.products.gated && p.splits == 1 ? warpgroups * tokens * 256 : 0) + 16;
+  return kTableBytes + run * tokens * 1024 + (p.splits == 1 ? warpgroups * tokens * 256 : 0) + 16 + warpgroups * 4 * 3 * kScaleBytes;
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
   const int split = blockIdx.x % p.splits, first_slice = split * all.slices / p.splits, run = (split + 1) * all.slices / p.splits - first_slice;
   const int workers = gridDim.x / p.splits * groups;
   unsigned char* const activations = shared + kTableBytes;
-  auto* const last_to_arrive = reinterpret_cast<int*>(activations + run * kTokens * 1024 + (all.gated && p.splits == 1 ? groups * kTokens * 256 : 0));
+  auto* const last_to_arrive = reinterpret_cast<int*>(activations + run * kTokens * 1024 + (p.splits == 1 ? groups * kTokens * 256 : 0));
   let_next_begin();
   const auto* const map = reinterpret_cast<const float*>(all.matrix[0].data + all.matrix[0].map_offset);
   TableRow<bf16, kNested> table;
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
   struct Source {
     const std::byte* codes;
     const std::byte* scales;
-    const float* nested;
+    const std::byte* nested;
     float offset;
     bool there;
   };
@@ -112,40 +114,39 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
     const TilePlace at = place(unit);
     const TileMatrix& m = all.matrix[at.product];
     const size_t pair = static_cast<size_t>(max(at.tile, 0)) * all.slices + first_slice;
-    return Source{m.data + (pair * 256 + lane) * 16, m.data + m.scales_offset + (pair * 32 + lane) * (kNested ? 4 : 16),
-                  reinterpret_cast<const float*>(m.data + m.nested_offset) + pair * 16 + g,
+    return Source{m.data + (pair * 256 + lane) * 16, m.data + m.scales_offset + pair * (kNested ? 128 : 512), m.data + m.nested_offset + pair * 64,
                   kNested ? __ldg(reinterpret_cast<const float*>(m.data + m.map_offset) + 16) : 0.0f, at.tile >= 0};
   };
-  struct Scales {  // as loaded: of blocks 2 t and 2 t + 1, rows g and g + 8
-    unsigned codes;
-    float low, high;
-    float4 plain;
-  };
-  const auto scales_of = [&](const Source& s, int step) {
-    Scales v{};
+  // Scales come by way of shared memory, two slices ahead: a register that waits for a load waits for the younger ones of codes too.
+  unsigned char* const scales = activations + run * kTokens * 1024 + (p.splits == 1 ? groups * kTokens * 256 : 0) + 16 + warp * (3 * kScaleBytes);
+  const auto fetch_scales = [&](const Source& s, int step, int place) {
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(scales + place * kScaleBytes)) + lane * 16;
     if constexpr (kNested) {
-      v.codes = __ldg(reinterpret_cast<const unsigned*>(s.scales) + step * 32);
-      v.low = __ldg(s.nested + step * 16), v.high = __ldg(s.nested + step * 16 + 8);
+      const std::byte* const from = lane < 8 ? s.scales + step * 128 + lane * 16 : s.nested + step * 64 + (lane - 8) * 16;
+      if (lane < 12) asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
     } else {
-      v.plain = __ldg(reinterpret_cast<const float4*>(s.scales) + step * 32);
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(s.scales + step * 512 + lane * 16) : "memory");
     }
-    return v;
+    asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
   int unit = p.first_unit + static_cast<int>(blockIdx.x) / p.splits * groups + group;
   Source now = source_of(min(unit, p.end_unit - 1));
+  // What a warp loads next: (unit, step), two slices ahead of what it multiplies. After the last unit it goes on with that.
+  Source coming = now;
+  int coming_unit = unit, coming_step = 0, coming_place = 0;
+  const auto fetch_next_scales = [&] {
+    fetch_scales(coming, coming_step, coming_place);
+    coming_place = coming_place == 2 ? 0 : coming_place + 1;
+    if (++coming_step < run) return;
+    coming_step = 0;
+    if (coming_unit + workers < p.end_unit) coming_unit += workers, coming = source_of(coming_unit);
+  };
+  fetch_next_scales();
+  fetch_next_scales();
   uint4 ring[8];
 #pragma unroll
   for (int b = 0; b < 8; ++b) ring[b] = load_once<false>(now.codes + b * 512);
-  // The scales of a run are few and far from its codes: they are brought near a unit ahead.
-  const auto fetch_scales = [&](const Source& s) {
-    for (int i = lane; i < run * (kNested ? 1 : 4); i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(s.scales - lane * (kNested ? 4 : 16) + i * 128));
-    if constexpr (kNested) {
-      for (int i = lane; i < run; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(s.nested - g + i * 16));
-    }
-  };
-  Scales scales = scales_of(now, 0);
-  fetch_scales(now);
   store_table(table, shared, map);
   wait_for_previous();
 
@@ -178,30 +179,35 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
 
   const unsigned lane4 = lane * 4;
   const uint32_t panels = (kSharedBegin + kTableBytes) >> 4;  // where activations lie
+  int place_of_scales = 0;
   for (; unit < p.end_unit; unit += workers) {
     float sum[kColumns][4] = {};
     Source next = now;
-    fetch_scales(source_of(min(unit + workers, p.end_unit - 1)));
 #pragma unroll 1
     for (int step = 0; step < run; ++step) {
       const bool last = step + 1 == run;
-      if (last) {
-        next = source_of(unit + workers < p.end_unit ? unit + workers : unit);
-      }
+      if (last) next = source_of(unit + workers < p.end_unit ? unit + workers : unit);
       const std::byte* const ahead = last ? next.codes : now.codes + (step + 1) * 4096;
-      const Scales next_scales = last ? scales_of(next, 0) : scales_of(now, step + 1);
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      __syncwarp();
       // Rows g and g + 8 of blocks 2 t and 2 t + 1; a block's are fetched from the lane of its quad that has them.
       float low[2], high[2];
+      const unsigned char* const mine = scales + place_of_scales * kScaleBytes;
+      if constexpr (kNested) {
+        const unsigned codes = *reinterpret_cast<const unsigned*>(mine + lane * 4);
+        const float of_low = *reinterpret_cast<const float*>(mine + 128 + g * 4), of_high = *reinterpret_cast<const float*>(mine + 160 + g * 4);
 #pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
-        if constexpr (kNested) {
-          low[odd] = fmaf(scale_at(address_of(scales.codes, odd, lane4)), scales.low, now.offset);
-          high[odd] = fmaf(scale_at(address_of(scales.codes, 2 + odd, lane4)), scales.high, now.offset);
-        } else {
-          low[odd] = odd == 0 ? scales.plain.x : scales.plain.y, high[odd] = odd == 0 ? scales.plain.z : scales.plain.w;
+        for (int odd = 0; odd < 2; ++odd) {
+          low[odd] = fmaf(scale_at(address_of(codes, odd, lane4)), of_low, now.offset);
+          high[odd] = fmaf(scale_at(address_of(codes, 2 + odd, lane4)), of_high, now.offset);
         }
-        if (!now.there) low[odd] = high[odd] = 0;
+      } else {
+        const float4 plain = *reinterpret_cast<const float4*>(mine + lane * 16);
+        low[0] = plain.x, low[1] = plain.y, high[0] = plain.z, high[1] = plain.w;
       }
+      if (!now.there) low[0] = low[1] = high[0] = high[1] = 0;
+      place_of_scales = place_of_scales == 2 ? 0 : place_of_scales + 1;
+      fetch_next_scales();
       uint32_t a[2][4][4];
       float block[2][kColumns][4];
       const auto look_up = [&](int b, int q) {
@@ -247,51 +253,18 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
 #pragma unroll
       for (int q = 0; q < 4; ++q) keep(a[1][q]);
       fold(7);
-      scales = next_scales;
     }
     now = next;
 
-    // A float4 is what a lane holds of (tile, column group n): rows g and g + 8, activation rows 2 t and 2 t + 1.
-    const auto put_piece = [&](const TilePlace& at, int n, const float4& first, const float4& second) {  // second: of `up` when gated
-      if (at.tile < 0) return;
-      const TileMatrix& m = all.matrix[at.product];
-      float before[4];  // all four are asked for before the first is written
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int row = at.tile * 16 + g + j / 2 * 8, token = n * 8 + 2 * t + j % 2;
-        before[j] = token < all.rows ? former(all, m, row, token) : 0;
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int row = at.tile * 16 + g + j / 2 * 8, token = n * 8 + 2 * t + j % 2;
-        float value = before[j] + (j == 0 ? first.x : j == 1 ? first.y : j == 2 ? first.z : first.w) + bias_of(m, row);
-        if (all.gated) value = activated(all.activation, value) * ((j == 0 ? second.x : j == 1 ? second.y : j == 2 ? second.z : second.w) + bias_of(all.matrix[1], row));
-        if (token < all.rows) put<bf16>(all, m, row, token, value);
-      }
-    };
+    // A float4 is what a lane holds of (tile, column group n): rows g and g + 8, activation rows 2 t and 2 t + 1. All sums of a unit meet,
+    // in shared memory or, of all splits, in scratch, and one piece of code takes them from there: unrolled it would be too long to fetch.
     const auto barrier = [group] { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); };
-    if (p.splits == 1 && !all.gated) {
-      const TilePlace at = place(unit);
-#pragma unroll
-      for (int n = 0; n < kColumns; ++n) {
-        const float4 v = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
-        put_piece(at, n, v, v);
-      }
-      continue;
-    }
     constexpr int kUnit = 4 * kColumns * 32;  // float4s of a unit's sums
     float4* const sums = p.splits == 1 ? reinterpret_cast<float4*>(activations + run * kTokens * 1024) + group * kUnit
                                        : p.partial + static_cast<size_t>(unit - p.first_unit) * p.splits * kUnit;
     float4* const own = sums + (p.splits == 1 ? 0 : split * kUnit) + slot * kColumns * 32 + lane;
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      const float4 v = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
-      if (p.splits == 1) {
-        own[n * 32] = v;
-      } else {
-        __stcg(own + n * 32, v);
-      }
-    }
+    for (int n = 0; n < kColumns; ++n) own[n * 32] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
     if (p.splits > 1) __threadfence();
     barrier();
     if (p.splits > 1) {
@@ -316,20 +289,27 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
       }
       return v;
     };
-    if (all.gated) {  // two warps have a tile's pieces in turn
-      const int tile = slot & 1;
-      const TilePlace at{0, unit * 2 + tile < all.matrix[1].first_tile ? unit * 2 + tile : -1};
+    // Of gated units two warps have a tile's pieces in turn.
+    const int tile = all.gated ? slot & 1 : slot;
+    const TilePlace at = all.gated ? TilePlace{0, unit * 2 + tile < all.matrix[1].first_tile ? unit * 2 + tile : -1} : place(unit);
+    const TileMatrix& m = all.matrix[at.product];
+    const int row = at.tile * 16 + g;
 #pragma unroll 1
-      for (int n = slot >> 1; n < kColumns; n += 2) put_piece(at, n, total(tile, n), total(tile + 2, n));
-      if (p.splits == 1) barrier();  // the sums have been read
-    } else {
-      const TilePlace at = place(unit);
-#pragma unroll 1
-      for (int n = 0; n < kColumns; ++n) {
-        const float4 v = total(slot, n);
-        put_piece(at, n, v, v);
+    for (int n = all.gated ? slot >> 1 : 0; n < kColumns; n += all.gated ? 2 : 1) {
+      const int token = n * 8 + 2 * t;
+      float before[4];  // asked for before anything is written
+#pragma unroll
+      for (int j = 0; j < 4; ++j) before[j] = at.tile >= 0 && token + j % 2 < all.rows ? former(all, m, row + j / 2 * 8, token + j % 2) : 0;
+      const float4 first = total(tile, n), second = all.gated ? total(tile + 2, n) : first;
+      if (at.tile < 0) break;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float value = before[j] + (j == 0 ? first.x : j == 1 ? first.y : j == 2 ? first.z : first.w) + bias_of(m, row + j / 2 * 8);
+        if (all.gated) value = activated(all.activation, value) * ((j == 0 ? second.x : j == 1 ? second.y : j == 2 ? second.z : second.w) + bias_of(all.matrix[1], row + j / 2 * 8));
+        if (token + j % 2 < all.rows) put<bf16>(all, m, row + j / 2 * 8, token + j % 2, value);
       }
     }
+    if (p.splits == 1) barrier();  // the sums have been read
   }
 #endif
 }

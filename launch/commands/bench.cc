@@ -1,5 +1,6 @@
 // tandem bench: speed of this model on these devices, beside a ceiling that is measured in the same run.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <mutex>
 #include <nlohmann/json.hpp>
