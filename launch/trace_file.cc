@@ -43,7 +43,7 @@ void append_microseconds(std::string& text, int64_t ns) {
   text.append(digits, sizeof digits);
 }
 
-std::string quoted(std::string_view words) { return nlohmann::json(words).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace); }
+std::string json_text(std::string_view words) { return nlohmann::json(words).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace); }
 
 // One of the arguments; a comma before all but the first.
 void append_key(std::string& text, const char* key, bool& first) {
@@ -91,7 +91,7 @@ void append_line(std::string& text, const TraceEvent& event, int process, int th
   }
   if (name.text) {
     append_key(text, name.text, first);
-    text += quoted({event.text, strnlen(event.text, sizeof event.text)});
+    text += json_text({event.text, strnlen(event.text, sizeof event.text)});
   }
   text += "}},\n";
 }
@@ -149,10 +149,11 @@ class Part final : public TraceFile, public std::enable_shared_from_this<Part> {
     const auto same = [&](const Row& row) { return row.process == process && row.thread == thread; };
     auto found = std::find_if(rows_.begin(), rows_.end(), same);
     if (found == rows_.end()) {
-      append_name(names_, "process_name", process, thread, "\"name\":" + quoted(process_name));
+      append_name(names_, "process_name", process, thread, "\"name\":" + json_text(process_name));
       append_name(names_, "process_sort_index", process, thread, "\"sort_index\":" + std::to_string(process));
-      append_name(names_, "thread_name", process, thread, "\"name\":" + quoted(thread_name));
-      found = rows_.emplace(rows_.end());
+      append_name(names_, "thread_name", process, thread, "\"name\":" + json_text(thread_name));
+      rows_.emplace_back();
+      found = std::prev(rows_.end());
       found->process = process;
       found->thread = thread;
     }
