@@ -91,7 +91,7 @@ std::shared_ptr<TraceTrack> trace_of(const GroupSettings& settings, int rank) {
   const std::string& device = plan.devices.at(static_cast<size_t>(rank)).id;
   const std::string called = is_gpu(device) && gpu_index(device) >= 0 ? "cuda:" + std::to_string(gpu_index(device)) : device;
   const std::string name = "rank " + std::to_string(rank) + ": stage " + std::to_string(plan.mesh.stage(rank)) + ", " + called;
-  return settings.trace->track(rank_process(rank), name, 1, "rank's thread");
+  return settings.trace->track(rank_process(rank), name, 1, "steps");
 }
 
 }  // namespace

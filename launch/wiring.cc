@@ -65,11 +65,12 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   d->compute = compute_label(d->blueprint);
   const int ranks = d->plan.mesh.size();
   if (in_job) d->read_text(options);
-  if (d->trace) d->trace->begin();
 
-  if (in_job || (options.ranks == RanksAre::processes && ranks > 1)) {
+  const bool processes = in_job || (options.ranks == RanksAre::processes && ranks > 1);
+  if (processes) {
     WorkerTerms terms{options.model, threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor, {}, {}};
     if (d->trace) {
+      d->trace->begin();
       terms.trace = d->trace->path();
       terms.trace_host = host_name();
     }
@@ -125,6 +126,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   d->engine = std::make_unique<Engine>(engine, *d->group, d->engine_trace_.get());
   d->engine->start();  // the ranks load while the tokenizer is read
   if (!in_job) d->read_text(options);
+  if (d->trace && !processes) d->trace->begin();  // now that what was asked is known to be right
   return d;
 }
 

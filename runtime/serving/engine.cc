@@ -19,7 +19,7 @@ using Seconds = std::chrono::duration<double>;
 constexpr double kLongestRestartWait = 30;
 // A step from its issue to its result, a request from submit() to its end.
 constexpr const char *kStepCategory = "step", *kRequestCategory = "request";
-constexpr TraceName kStepBegin{"step", kStepCategory, TracePhase::async_begin, "step", {"rows", "sequences", "epoch"}};
+constexpr TraceName kStepBegin{"step", kStepCategory, TracePhase::async_begin, nullptr, {"step", "rows", "sequences", "epoch"}};
 constexpr TraceName kStepEnd{"step", kStepCategory, TracePhase::async_end, nullptr, {"tokens"}};
 constexpr TraceName kRequestBegin{"request", kRequestCategory, TracePhase::async_begin, nullptr, {"prompt_tokens"}, "request_id"};
 constexpr TraceName kRequestAdmitted{"admitted", kRequestCategory, TracePhase::async_point};
@@ -450,7 +450,10 @@ struct Engine::Core {
         metrics.queue.observe(Seconds(now - o->submitted).count());
       }
       watch.issued(step->number, rows, now);
-      if (trace) note(kStepBegin, step_id(step->number), Clock::now(), {rows, static_cast<int32_t>(step->rows.size()), static_cast<int32_t>(step->epoch)});
+      if (trace) {
+        const auto number = static_cast<int32_t>(step->number), sequences = static_cast<int32_t>(step->rows.size());
+        note(kStepBegin, step_id(step->number), Clock::now(), {number, rows, sequences, static_cast<int32_t>(step->epoch)});
+      }
       group.submit(std::make_shared<const std::vector<std::byte>>(encode(*step)));
     }
   }
