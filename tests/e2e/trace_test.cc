@@ -65,7 +65,7 @@ void expect_nesting(const Row& row) {
     constexpr double kRounding = 0.0005;
     EXPECT_GE(e["dur"].get<double>(), 0);
     while (!ends.empty() && ends.back() <= begin_of(e) + kRounding) ends.pop_back();
-    if (!ends.empty()) EXPECT_LE(end_of(e), ends.back() + kRounding) << e << " reaches beyond what it began in";
+    if (!ends.empty()) { EXPECT_LE(end_of(e), ends.back() + kRounding) << e << " reaches beyond what it began in"; }
     ends.push_back(end_of(e));
   }
 }
@@ -83,7 +83,7 @@ void expect_whole_picture(const json& trace, int prompt_tokens) {
     for (const auto& of_rank : steps) {
       EXPECT_EQ(step_of(of_rank[i]), i + 1);  // each step, in order
       EXPECT_EQ(of_rank[i]["args"], steps[0][i]["args"]);
-      if (i > 0) EXPECT_LE(end_of(of_rank[i - 1]), begin_of(of_rank[i]));
+      if (i > 0) { EXPECT_LE(end_of(of_rank[i - 1]), begin_of(of_rank[i])); }
     }
     const json& about = steps[0][i]["args"];
     EXPECT_EQ(about["rows"].get<int>(), about["decode_rows"].get<int>() + about["prefill_rows"].get<int>());
@@ -120,7 +120,7 @@ void expect_whole_picture(const json& trace, int prompt_tokens) {
       const uint64_t number = step_of(events[0]);
       ASSERT_TRUE(number >= 1 && number <= steps[0].size()) << id;
       EXPECT_LE(begin_of(events[0]), begin_of(steps[0][number - 1]));
-      if (events.size() > 1) EXPECT_GE(begin_of(events[1]), begin_of(named(*ranks[1], "step")[number - 1]));
+      if (events.size() > 1) { EXPECT_GE(begin_of(events[1]), begin_of(steps[1][number - 1])); }
       continue;
     }
     ++requests;
