@@ -93,7 +93,7 @@ Weight weight(const Format& format, int64_t rows, int64_t cols) {
 void measure(const Format& format, const Shape& shape, const std::vector<int>& counts) {
   uint64_t bytes = 0;
   for (const int64_t rows : shape.rows) bytes += tile4(format, rows, shape.cols).bytes;
-  const int copies = static_cast<int>(std::max<uint64_t>(2, 500'000'000 / bytes));
+  const int copies = static_cast<int>(std::max<uint64_t>(2, 2'000'000'000 / bytes));
   std::vector<std::vector<BoundProduct>> links(static_cast<size_t>(copies));
   for (auto& link : links) {
     for (const int64_t rows : shape.rows) link.push_back({weight(format, rows, shape.cols), nullptr});
@@ -255,7 +255,7 @@ void measure_experts(const Format& format, const std::vector<int>& counts) {
 int run() {
   cudaDeviceProp p{};
   check(cudaGetDeviceProperties(&p, 0), "device");
-  device = {0, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin, static_cast<size_t>(p.l2CacheSize)};
+  device = {0, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin};
   check(cudaStreamCreate(&stream), "stream");
   measure_stream();
   std::printf("%s; share of %.0f GB/s\n", p.name, stream_rate);

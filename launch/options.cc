@@ -124,7 +124,7 @@ Arithmetic arithmetic_of(const ModelOptions& o, bool on_gpu) {
   if (!known) bad_input("--compute", "is " + o.compute + " (must be auto, fp32, bf16, fp16 or int8)");
   struct KvRow { std::string_view name; KvType type; };
   constexpr KvRow kKvRows[] = {{"fp32", KvType::fp32}, {"bf16", KvType::bf16}, {"fp16", KvType::fp16}};
-  arithmetic.kv = on_gpu ? KvType::bf16 : (o.compute == "fp32" ? KvType::fp32 : KvType::fp16);
+  arithmetic.kv = o.compute == "fp32" ? KvType::fp32 : on_gpu ? KvType::bf16 : KvType::fp16;
   known = o.kv_dtype == "auto";
   for (const KvRow& row : kKvRows) {
     if (row.name != o.kv_dtype) continue;

@@ -268,7 +268,7 @@ check_two() {
   local on=(--device "$both") split
   if [ "$device" != cpu ]; then
     part "nccl, threads" 180 gtest sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*threads*'
-    part "nccl, processes" 180 mpi -n 2 sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*mpi*'
+    part "nccl, processes" 180 gtest mpirun --allow-run-as-root --oversubscribe --bind-to none -n 2 sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*mpi*'
     part "peers" 180 gtest kernels_cuda_test --gtest_brief=1 --gtest_filter='*Peers*'
   fi
   part "llama-tiny pp 2" 90 against_transformers llama-tiny llama-tiny --pp 2 "${on[@]}"

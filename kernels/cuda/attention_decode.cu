@@ -270,6 +270,7 @@ void by_shape(const Launch& how, const AttentionCall& call, bool fused) {
 }  // namespace
 
 void attend_single_rows(const Launch& how, const AttentionCall& call, bool fused) {
+  if (attend_single_rows_cluster(how, call, fused)) return;
   if ((fused ? call.most_sequences : call.singles) * call.shape.kv_heads > kMostSplitRows) fail(Code::internal, "attention", "too many sequences");
   if (attend_single_rows_mma(how, call, fused)) return;
   switch (call.cache.type) {

@@ -234,7 +234,7 @@ bool by_head_dim(const Launch& how, const AttentionCall& call) {
 bool attend_prompts_hopper(const Launch& how, const AttentionCall& call) {
   const bool aligned = reinterpret_cast<uintptr_t>(call.cache.memory) % 16 == 0 && call.cache.page_stride % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(call.qkv) % 4 == 0 && call.qkv_stride % 2 == 0;
-  if (how.device->major != 9 || !aligned) return false;
+  if (!has_wgmma(*how.device) || !aligned) return false;
   if (call.element == Element::bf16 && call.cache.type == KvType::bf16) return by_head_dim<bf16>(how, call);
   if (call.element == Element::f16 && call.cache.type == KvType::fp16) return by_head_dim<f16>(how, call);
   return false;

@@ -440,6 +440,10 @@ void CudaExecutable::drawn(std::span<Sampled> out) {
   }
 }
 
+bool CudaExecutable::wait_drawn(const std::atomic<bool>& interrupt) {
+  return undrawn_.empty() || results_.wait(oldest_result_, *watch_, &interrupt);
+}
+
 const float* CudaExecutable::logits() {
   host_logits_.resize(static_cast<size_t>(heads_) * static_cast<size_t>(program_.vocab()));
   if (!host_logits_.empty()) {

@@ -33,6 +33,7 @@ class CudaExecutable : public Executable {
   void forward(const StepRows& step, const float* hidden_in, float* hidden_out) override;
   void sample(std::span<const SampleRow> rows) override;
   void drawn(std::span<Sampled> out) override;
+  bool wait_drawn(const std::atomic<bool>& interrupt) override;
   bool keeps_ids() const override { return true; }
   const float* logits() override;
   void copy_pages(int32_t group, std::span<const std::pair<int32_t, int32_t>> from_to) override;

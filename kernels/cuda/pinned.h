@@ -1,6 +1,7 @@
 // Host memory that copies to and from the device read and write while both go on: a ring of equal blocks, each guarded by an event.
 // Owned by the rank's thread.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <thread>
@@ -10,14 +11,15 @@
 
 namespace tandem::cuda {
 
-// Ends when what was recorded has happened, or when `watch` throws. Waits of a few milliseconds spin, longer ones (a large step, an idle
-// peer) nap.
-inline void wait_for(cudaEvent_t event, const char* what, const std::function<void()>& watch = {}) {
+// Ends when what was recorded has happened (true), when `interrupt` is set (false), or when `watch` throws. Waits of a few milliseconds
+// spin, longer ones (a large step, an idle peer) nap.
+inline bool wait_for(cudaEvent_t event, const char* what, const std::function<void()>& watch = {}, const std::atomic<bool>* interrupt = nullptr) {
   const auto began = std::chrono::steady_clock::now();
   for (int turn = 0;; ++turn) {
     const cudaError_t state = cudaEventQuery(event);
-    if (state == cudaSuccess) return;
+    if (state == cudaSuccess) return true;
     if (state != cudaErrorNotReady) check(state, what);
+    if (interrupt != nullptr && interrupt->load(std::memory_order_relaxed)) return false;
     if (turn % 64 != 63) continue;
     if (watch) watch();
     if (std::chrono::steady_clock::now() - began > std::chrono::milliseconds(20)) std::this_thread::sleep_for(std::chrono::microseconds(20));
@@ -55,7 +57,9 @@ class PinnedRing {
   void sent(cudaStream_t stream) { check(cudaEventRecord(blocks_[at_].done, stream), "event"); }  // the copy of the block last taken is enqueued
   size_t index() const { return at_; }
   std::byte* memory(size_t index) { return blocks_[index].memory; }
-  void wait(size_t index, const std::function<void()>& watch) { wait_for(blocks_[index].done, "step on the device", watch); }
+  bool wait(size_t index, const std::function<void()>& watch, const std::atomic<bool>* interrupt = nullptr) {
+    return wait_for(blocks_[index].done, "step on the device", watch, interrupt);
+  }
 
  private:
   struct Block { std::byte* memory = nullptr; cudaEvent_t done = nullptr; };

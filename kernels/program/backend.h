@@ -1,6 +1,7 @@
 // What a device can do: size and compile a program, lay weights out, run. Sizes and kernel choice need no device. A backend outlives
 // what it makes. compile() and sizes() may be called from any thread; an Executable belongs to one rank's thread.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -101,6 +102,8 @@ class Executable {
   // was not called for; out: as many as that had rows. At most kMostUndrawn may be left undrawn.
   virtual void sample(std::span<const SampleRow> rows) = 0;
   virtual void drawn(std::span<Sampled> out) = 0;
+  // Waits until drawn() would return at once (true) or until `interrupt` is set (false).
+  virtual bool wait_drawn(const std::atomic<bool>& /*interrupt*/) { return true; }
   virtual bool keeps_ids() const { return false; }  // what is drawn stays on the device: kDrawnId may be asked for before drawn()
   virtual const float* logits() = 0;  // float[heads, vocab] of the last forward, host-readable until the next; waits
   // Copies of pages inside the caches (copy-on-write): page indices of one group.

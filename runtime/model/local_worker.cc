@@ -33,6 +33,7 @@ class LocalWorker final : public Worker {
     {
       std::lock_guard lock(mutex_);
       stopping_ = true;
+      news_ = true;
       if (communicator_) communicator_->abort();
     }
     wake_.notify_one();
@@ -42,6 +43,7 @@ class LocalWorker final : public Worker {
     {
       std::lock_guard lock(mutex_);
       queue_.push_back(std::move(step));
+      news_ = true;
     }
     wake_.notify_one();
   }
@@ -124,9 +126,10 @@ class LocalWorker final : public Worker {
     auto nap = std::chrono::microseconds(50);
     std::unique_lock lock(mutex_);
     while (queue_.empty() && !stopping_) {
-      if (!undrawn_.empty()) {  // nothing else to do: see what the device has drawn
+      if (!undrawn_.empty()) {  // see what the device has drawn, but a step that comes meanwhile goes first: the device shall not run dry
+        news_ = false;
         lock.unlock();
-        finish_oldest();
+        if (undrawn_.front().owners.empty() || stage_->executable().wait_drawn(news_)) finish_oldest();
         lock.lock();
         continue;
       }
@@ -337,6 +340,7 @@ class LocalWorker final : public Worker {
   std::condition_variable wake_;
   std::deque<StepBytes> queue_;
   bool stopping_ = false;
+  std::atomic<bool> news_{false};  // the queue has grown or the end was asked for, since it was last looked at
   std::unique_ptr<Communicator> communicator_;
 
   // The rank's thread's own:

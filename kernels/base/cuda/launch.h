@@ -1,7 +1,7 @@
 // Launching kernels: a stream, what the device is, and whether a kernel may begin before the one ahead of it has ended (programmatic
 // dependent launch, compute capability 9.0 and later). The rule that makes the latter safe: every kernel calls wait_for_previous()
 // before it reads what another kernel wrote and before its first write to global memory, also when it returns early; only weights and
-// other constants may be read before. Host side: launch().
+// other constants may be read before. Host side: launch(), launch_clusters().
 #pragma once
 #include <cuda_runtime.h>
 
@@ -18,26 +18,48 @@ struct DeviceInfo {
   size_t shared_per_block = 0;  // with the opt-in limit
 };
 
+// Whether kernels may use what only compute capability 9.0 has (wgmma): the device has it, and this build was made for it ("90a").
+inline bool has_wgmma(const DeviceInfo& device) {
+#ifdef TANDEM_CUDA_90A
+  return device.major == 9;
+#else
+  return static_cast<void>(device), false;
+#endif
+}
+
 struct Launch {
   cudaStream_t stream = nullptr;
   const DeviceInfo* device = nullptr;
   bool dependent = false;  // programmatic dependent launch
 };
 
-// `shared`: dynamic bytes; above 48 KB the caller has raised the kernel's limit once (allow_shared).
+// Blocks in clusters of `cluster` along x (compute capability 9.0 and later); 1: none. `shared`: dynamic bytes; above 48 KB the caller has
+// raised the kernel's limit once (allow_shared).
 template <typename... Parameters, typename... Arguments>
-void launch(const Launch& how, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const char* name, Arguments&&... arguments) {
+void launch_clusters(const Launch& how, void (*kernel)(Parameters...), dim3 grid, unsigned cluster, dim3 block, size_t shared, const char* name,
+                     Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = how.stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = how.dependent && how.device->major >= 9 ? 1 : 0;
+  cudaLaunchAttribute attributes[2]{};
+  config.attrs = attributes;
+  if (how.dependent && how.device->major >= 9) {
+    cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
+    clusters.id = cudaLaunchAttributeClusterDimension;
+    clusters.val.clusterDim.x = cluster, clusters.val.clusterDim.y = 1, clusters.val.clusterDim.z = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...), name);
+}
+template <typename... Parameters, typename... Arguments>
+void launch(const Launch& how, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const char* name, Arguments&&... arguments) {
+  launch_clusters(how, kernel, grid, 1, block, shared, name, std::forward<Arguments>(arguments)...);
 }
 
 // What is set up once for each device, by whichever of its launches comes first: a kernel's attributes belong to a device, and a process

@@ -273,11 +273,13 @@ void expect_product(const Device& device, const LinearScratch& scratch, const Ca
   }
 }
 
-class CudaTile4Products : public ::testing::Test {
+// With the device's own kernels, and with those for devices before Hopper.
+class CudaTile4Products : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     if (!has_gpu()) GTEST_SKIP() << "no GPU here";
     device_ = std::make_unique<Device>();
+    if (std::string(GetParam()) == "ampere") device_->info.major = 8;
     memory_ = std::make_unique<DeviceArray<std::byte>>(kTile4ScratchBytes);
     check(cudaMemset(memory_->data(), 0, kTile4CounterBytes), "cudaMemset");
   }
@@ -294,7 +296,7 @@ class CudaTile4Products : public ::testing::Test {
   std::unique_ptr<DeviceArray<std::byte>> memory_;
 };
 
-TEST_F(CudaTile4Products, OfAnyShapeAndNumberOfRows) {
+TEST_P(CudaTile4Products, OfAnyShapeAndNumberOfRows) {
   for (const char* name : {"nf4_dq", "nf4", "fp4_dq"}) {
     for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{
              {1, 64}, {16, 512}, {17, 576}, {50, 1024}, {100, 4096}, {35, 3584}, {48, 14336}, {20, 8192}, {17, 28672}, {23, 16384}, {9001, 512}, {4500, 1536}}) {
@@ -307,7 +309,7 @@ TEST_F(CudaTile4Products, OfAnyShapeAndNumberOfRows) {
   }
 }
 
-TEST_F(CudaTile4Products, WithEveryInputAndOutput) {
+TEST_P(CudaTile4Products, WithEveryInputAndOutput) {
   for (const char* name : {"nf4_dq", "nf4"}) {
     for (const int64_t cols : {512, 576, 2048, 7168}) {
       const Matrix q = matrix(name, 70, cols), k = matrix(name, 33, cols), v = matrix(name, 16, cols), gate = matrix(name, 75, cols), up = matrix(name, 75, cols);
@@ -328,7 +330,7 @@ TEST_F(CudaTile4Products, WithEveryInputAndOutput) {
 }
 
 // Experts of which some have no rows; lists as route() writes them.
-TEST_F(CudaTile4Products, OfExperts) {
+TEST_P(CudaTile4Products, OfExperts) {
   struct Shape { int64_t hidden, ffn; int32_t experts, top_k; std::vector<int64_t> rows; };
   for (const char* name : {"nf4_dq", "nf4"}) {
     for (const Shape& s : {Shape{512, 1024, 4, 2, {1, 2, 3, 8, 13, 40}}, Shape{1088, 72 * 64, 3, 1, {1, 4, 5, 9, 64}}, Shape{64, 14336, 5, 2, {1, 2, 7, 20}}}) {
@@ -394,6 +396,8 @@ TEST_F(CudaTile4Products, OfExperts) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(On, CudaTile4Products, testing::Values("native", "ampere"), [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace tandem::cuda

@@ -1,0 +1,80 @@
+#include "kernels/cuda/tile4_group.cuh"
+
+#include <algorithm>
+
+#include "kernels/cuda/tile4_launch.h"
+
+namespace tandem::cuda {
+namespace {
+
+struct Kernel {
+  void (*kernel)(GroupRows);
+  int tokens;
+};
+
+template <bool kNested>
+const Kernel& kernel_for(const DeviceInfo& device, int rows) {
+  static const Kernel all[] = {{group_rows<kNested, 8>, 8}, {group_rows<kNested, 16>, 16}, {group_rows<kNested, 32>, 32}, {group_rows<kNested, 64>, 64}};
+  static OncePerDevice once;
+  if (once.first(device)) {
+    for (const Kernel& k : all) allow_shared(k.kernel, device.shared_per_block, "tile4_group");
+  }
+  return rows <= 8 ? all[0] : rows <= 16 ? all[1] : rows <= 32 ? all[2] : all[3];
+}
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+struct Shares {
+  int splits = 0, warpgroups = 0;
+};
+
+// What a launch costs, in cycles of a multiprocessor. The pipe of shared memory is what warpgroups share: a block of 64 x 64 weights passes
+// it 84 times for table and weights, and once for each activation row; one warpgroup alone is slower than that.
+Shares cheapest(const GroupRows& p, int tokens, int units, int processors, int shared_limit) {
+  Shares best;
+  double least = 0;
+  for (int warpgroups = 2; warpgroups <= most_warpgroups(tokens); ++warpgroups) {
+    for (int splits = 1; splits <= std::min(p.products.slices, processors); ++splits) {
+      GroupRows one = p;
+      one.splits = splits;
+      if (group_rows_shared(tokens, warpgroups, one) > shared_limit) continue;
+      const int run = ceil_div(p.products.slices, splits), workers = std::max(1, processors / splits) * warpgroups;
+      const int rounds = ceil_div(units, workers), busy = std::min(warpgroups, ceil_div(units, workers / warpgroups));
+      double cost = rounds * (run * 8 * std::max(busy * (84.0 + tokens), 190.0 + tokens) + 600);
+      cost += run * tokens * 1024.0 / 40 + 1000;
+      if (splits > 1) cost += 2500 + 300 * splits + rounds * 1000 + static_cast<double>(units) * splits * tokens * 512 / (processors * 16.0);
+      if (best.splits == 0 || cost < least) least = cost, best = {splits, warpgroups};
+    }
+  }
+  if (best.splits == 0) fail(Code::internal, "tile4", "no way to multiply " + std::to_string(p.products.rows) + " rows");
+  return best;
+}
+
+}  // namespace
+
+void multiply_group_rows(const Launch& how, const TileProducts& products, const LinearInput& input, bool nested, const LinearScratch& scratch) {
+  const DeviceInfo& device = *how.device;
+  const Kernel& kernel = nested ? kernel_for<true>(device, products.rows) : kernel_for<false>(device, products.rows);
+  GroupRows p;
+  p.products = products;
+  p.values = static_cast<const bf16*>(input.values), p.stride = input.stride, p.row_of = input.row_of;
+  const int units = ceil_div(products.tiles, 4), limit = static_cast<int>(device.shared_per_block);
+  const Shares shares = cheapest(p, kernel.tokens, units, device.multiprocessors, limit);
+  p.splits = shares.splits;
+  int at_once = units;
+  if (p.splits > 1) {  // as many units as scratch holds, then the others
+    const uint64_t from = kTile4CounterBytes + kTile4InputBytes, a_unit = static_cast<uint64_t>(p.splits) * kernel.tokens * 256;
+    const uint64_t room = scratch.bytes > from ? (scratch.bytes - from) / a_unit : 0;
+    at_once = static_cast<int>(std::min<uint64_t>({room, kTile4CounterBytes / 4, static_cast<uint64_t>(units)}));
+    if (at_once < 1) fail(Code::internal, "tile4", "scratch is too small");
+    p.arrived = reinterpret_cast<unsigned*>(scratch.memory);
+    p.partial = reinterpret_cast<float4*>(scratch.memory + from);
+  }
+  for (p.first_unit = 0; p.first_unit < units; p.first_unit += at_once) {
+    p.end_unit = std::min(units, p.first_unit + at_once);
+    const int blocks = std::min(ceil_div(p.end_unit - p.first_unit, shares.warpgroups), std::max(1, device.multiprocessors / p.splits));
+    launch(how, kernel.kernel, static_cast<unsigned>(blocks * p.splits), shares.warpgroups * 128, group_rows_shared(kernel.tokens, shares.warpgroups, p), "tile4_group", p);
+  }
+}
+
+}  // namespace tandem::cuda

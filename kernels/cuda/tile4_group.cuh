@@ -1,0 +1,337 @@
+// 2 .. 64 rows of activations on compute capability 9.0: wgmma with the weights as the operand in registers. A warpgroup has four row tiles
+// at a time (a unit; when gated two tiles of gate and the same two of up), a warp each, and a run of slices; the run's activations stay in
+// shared memory for the whole launch, where all four warps' products read them once: that is what makes many rows cheap. While the products
+// of a block of 64 columns run, the codes of the next become numbers; a block's sums are scaled when it has ended. Where the run is not the
+// whole width the sums of `splits` blocks meet in scratch: the last warpgroup to arrive adds them, always in the same order.
+//
+// A tile's 16 bytes of a lane are what its registers need, so the columns of activations are exchanged to match: within 32 columns, pair
+// 4 t + 2 o + h of the weights' order (t: lane % 4) is pair t of depth piece 2 o + h.
+#pragma once
+#include "kernels/cuda/attention_wgmma.cuh"
+#include "kernels/cuda/tile4.cuh"
+
+namespace tandem::cuda {
+
+// Warpgroups of a block: as many as registers allow.
+constexpr int most_warpgroups(int tokens) { return tokens <= 8 ? 4 : tokens <= 32 ? 3 : 2; }
+
+struct GroupRows {
+  TileProducts products;
+  int32_t splits = 1, first_unit = 0, end_unit = 0;
+  const bf16* values = nullptr;
+  int64_t stride = 0;
+  const int32_t* row_of = nullptr;
+  float4* partial = nullptr;    // [units][splits][4 tiles][kTokens / 8][32 lanes]
+  unsigned* arrived = nullptr;  // [units]
+};
+
+// Shared memory: table, activations, sums of gated products that no scratch takes; for each warpgroup whether it arrived last.
+inline int group_rows_shared(int tokens, int warpgroups, const GroupRows& p) {
+  const int run = (p.products.slices + p.splits - 1) / p.splits;
+  return kTableBytes + run * tokens * 1024 + (p.products.gated && p.splits == 1 ? warpgroups * tokens * 256 : 0) + 16;
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// c = a b or c += a b: a warpgroup's 64 rows, depth 16, 8 columns for each piece of c.
+#define TANDEM_PIECE(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[1][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, "
+               "{%4,%5,%6,%7}, %8, %9, 1, 1, 0;"
+               : TANDEM_PIECE(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[2][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, "
+               "{%8,%9,%10,%11}, %12, %13, 1, 1, 0;"
+               : TANDEM_PIECE(0), TANDEM_PIECE(1)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+               "{%16,%17,%18,%19}, %20, %21, 1, 1, 0;"
+               : TANDEM_PIECE(0), TANDEM_PIECE(1), TANDEM_PIECE(2), TANDEM_PIECE(3)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+               "{%32,%33,%34,%35}, %36, %37, 1, 1, 0;"
+               : TANDEM_PIECE(0), TANDEM_PIECE(1), TANDEM_PIECE(2), TANDEM_PIECE(3), TANDEM_PIECE(4), TANDEM_PIECE(5), TANDEM_PIECE(6), TANDEM_PIECE(7)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+#undef TANDEM_PIECE
+
+// All products but the newest `kLeft` have ended.
+template <int kLeft>
+__device__ __forceinline__ void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Registers that a product reads until it has ended: named after the wait, so that nothing else is put there before.
+__device__ __forceinline__ void keep(const uint32_t (&a)[4]) { asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory"); }
+#endif
+
+template <bool kNested, int kTokens>
+__global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(const __grid_constant__ GroupRows p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr int kColumns = kTokens / 8;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const TileProducts& all = p.products;
+  // By shuffle, so that the compiler knows that a warp's lanes agree: descriptors stay in uniform registers.
+  const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), slot = warp & 3, group = warp >> 2, groups = blockDim.x >> 7;
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int split = blockIdx.x % p.splits, first_slice = split * all.slices / p.splits, run = (split + 1) * all.slices / p.splits - first_slice;
+  const int workers = gridDim.x / p.splits * groups;
+  unsigned char* const activations = shared + kTableBytes;
+  auto* const last_to_arrive = reinterpret_cast<int*>(activations + run * kTokens * 1024 + (all.gated && p.splits == 1 ? groups * kTokens * 256 : 0));
+  let_next_begin();
+  const auto* const map = reinterpret_cast<const float*>(all.matrix[0].data + all.matrix[0].map_offset);
+  TableRow<bf16, kNested> table;
+  table.load(map, threadIdx.x & 255);
+
+  // This warp's tile of a unit; tile -1: none.
+  const auto place = [&](int unit) {
+    if (all.gated) {
+      const int tile = unit * 2 + (slot & 1);
+      return TilePlace{slot >> 1, tile < all.matrix[1].first_tile ? tile : -1};
+    }
+    return unit * 4 + slot < all.tiles ? place_of(all, unit * 4 + slot) : TilePlace{0, -1};
+  };
+  // Loads are never left out: where there is no tile the first is read, and its scales count as zero.
+  struct Source {
+    const std::byte* codes;
+    const std::byte* scales;
+    const float* nested;
+    float offset;
+    bool there;
+  };
+  const auto source_of = [&](int unit) {
+    const TilePlace at = place(unit);
+    const TileMatrix& m = all.matrix[at.product];
+    const size_t pair = static_cast<size_t>(max(at.tile, 0)) * all.slices + first_slice;
+    return Source{m.data + (pair * 256 + lane) * 16, m.data + m.scales_offset + (pair * 32 + lane) * (kNested ? 4 : 16),
+                  reinterpret_cast<const float*>(m.data + m.nested_offset) + pair * 16 + g,
+                  kNested ? __ldg(reinterpret_cast<const float*>(m.data + m.map_offset) + 16) : 0.0f, at.tile >= 0};
+  };
+  struct Scales {  // as loaded: of blocks 2 t and 2 t + 1, rows g and g + 8
+    unsigned codes;
+    float low, high;
+    float4 plain;
+  };
+  const auto scales_of = [&](const Source& s, int step) {
+    Scales v{};
+    if constexpr (kNested) {
+      v.codes = __ldg(reinterpret_cast<const unsigned*>(s.scales) + step * 32);
+      v.low = __ldg(s.nested + step * 16), v.high = __ldg(s.nested + step * 16 + 8);
+    } else {
+      v.plain = __ldg(reinterpret_cast<const float4*>(s.scales) + step * 32);
+    }
+    return v;
+  };
+
+  int unit = p.first_unit + static_cast<int>(blockIdx.x) / p.splits * groups + group;
+  Source now = source_of(min(unit, p.end_unit - 1));
+  uint4 ring[8];
+#pragma unroll
+  for (int b = 0; b < 8; ++b) ring[b] = load_once<false>(now.codes + b * 512);
+  // The scales of a run are few and far from its codes: they are brought near a unit ahead.
+  const auto fetch_scales = [&](const Source& s) {
+    for (int i = lane; i < run * (kNested ? 1 : 4); i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(s.scales - lane * (kNested ? 4 : 16) + i * 128));
+    if constexpr (kNested) {
+      for (int i = lane; i < run; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(s.nested - g + i * 16));
+    }
+  };
+  Scales scales = scales_of(now, 0);
+  fetch_scales(now);
+  store_table(table, shared, map);
+  wait_for_previous();
+
+  // Activations: [block of 64 columns] panels of kTokens rows. A warp has eight rows of 32 columns at a time, and asks for eight such
+  // pieces before it stores the first.
+  constexpr int kAtOnce = 8;
+  for (int first = warp; first < kColumns * run * 16; first += kAtOnce * groups * 4) {
+    uint4 v[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * groups * 4, token = i % kColumns * 8 + g, col = (first_slice * 16 + i / kColumns) * 32 + t * 8;
+      v[k] = make_uint4(0, 0, 0, 0);
+      if (i >= kColumns * run * 16 || token >= all.rows || col >= all.cols) continue;
+      v[k] = __ldcg(reinterpret_cast<const uint4*>(p.values + (p.row_of != nullptr ? p.row_of[token] : token) * p.stride + col));
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = first + k * groups * 4, piece = i / kColumns, token = i % kColumns * 8 + g;
+      if (i >= kColumns * run * 16) break;
+      unsigned char* const to = activations + (piece >> 1) * kTokens * 128 + token * 128 + 4 * t;
+      const int chunk = (piece & 1) * 4, turn = token & 7;
+      *reinterpret_cast<unsigned*>(to + ((chunk ^ turn) * 16)) = v[k].x;
+      *reinterpret_cast<unsigned*>(to + (((chunk + 1) ^ turn) * 16)) = v[k].y;
+      *reinterpret_cast<unsigned*>(to + (((chunk + 2) ^ turn) * 16)) = v[k].z;
+      *reinterpret_cast<unsigned*>(to + (((chunk + 3) ^ turn) * 16)) = v[k].w;
+    }
+  }
+  publish_to_products();
+  __syncthreads();
+
+  const unsigned lane4 = lane * 4;
+  const uint32_t panels = (kSharedBegin + kTableBytes) >> 4;  // where activations lie
+  for (; unit < p.end_unit; unit += workers) {
+    float sum[kColumns][4] = {};
+    Source next = now;
+    fetch_scales(source_of(min(unit + workers, p.end_unit - 1)));
+#pragma unroll 1
+    for (int step = 0; step < run; ++step) {
+      const bool last = step + 1 == run;
+      if (last) {
+        next = source_of(unit + workers < p.end_unit ? unit + workers : unit);
+      }
+      const std::byte* const ahead = last ? next.codes : now.codes + (step + 1) * 4096;
+      const Scales next_scales = last ? scales_of(next, 0) : scales_of(now, step + 1);
+      // Rows g and g + 8 of blocks 2 t and 2 t + 1; a block's are fetched from the lane of its quad that has them.
+      float low[2], high[2];
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        if constexpr (kNested) {
+          low[odd] = fmaf(scale_at(address_of(scales.codes, odd, lane4)), scales.low, now.offset);
+          high[odd] = fmaf(scale_at(address_of(scales.codes, 2 + odd, lane4)), scales.high, now.offset);
+        } else {
+          low[odd] = odd == 0 ? scales.plain.x : scales.plain.y, high[odd] = odd == 0 ? scales.plain.z : scales.plain.w;
+        }
+        if (!now.there) low[odd] = high[odd] = 0;
+      }
+      uint32_t a[2][4][4];
+      float block[2][kColumns][4];
+      const auto look_up = [&](int b, int q) {
+        const uint4& v = ring[b];
+        const unsigned word = q == 0 ? v.x : q == 1 ? v.y : q == 2 ? v.z : v.w;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[b & 1][q][i] = pair_at<false>(address_of(word, i, lane4));
+        if (q == 3) ring[b] = load_once<false>(ahead + b * 512);
+      };
+      const auto fold = [&](int b) {
+        settle(block[b & 1]);
+        const float of_low = __shfl_sync(~0u, low[b & 1], (lane & ~3) + (b >> 1)), of_high = __shfl_sync(~0u, high[b & 1], (lane & ~3) + (b >> 1));
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n) {
+          sum[n][0] = fmaf(block[b & 1][n][0], of_low, sum[n][0]), sum[n][1] = fmaf(block[b & 1][n][1], of_low, sum[n][1]);
+          sum[n][2] = fmaf(block[b & 1][n][2], of_high, sum[n][2]), sum[n][3] = fmaf(block[b & 1][n][3], of_high, sum[n][3]);
+        }
+      };
+      const uint32_t panel = panels + static_cast<uint32_t>(step * kTokens * 64);  // 1024 bytes a row and slice, in units of 16
+#pragma unroll
+      for (int q = 0; q < 4; ++q) look_up(0, q);
+#pragma unroll
+      for (int b = 0; b < 8; ++b) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          const uint64_t at = panel_descriptor(0) | (panel + b * kTokens * 8 + q * 2);
+          begin_products();
+          if (q == 0) {
+            multiply_group<false>(block[b & 1], a[b & 1][q], at);
+          } else {
+            multiply_group<true>(block[b & 1], a[b & 1][q], at);
+          }
+          commit_products();
+          if (b > 0) {  // the same piece of the block before has ended: its registers are free
+            wait_products<4>();
+            keep(a[(b - 1) & 1][q]);
+          }
+          if (b < 7) look_up(b + 1, q);
+        }
+        if (b > 0) fold(b - 1);
+      }
+      wait_products<0>();
+#pragma unroll
+      for (int q = 0; q < 4; ++q) keep(a[1][q]);
+      fold(7);
+      scales = next_scales;
+    }
+    now = next;
+
+    // A float4 is what a lane holds of (tile, column group n): rows g and g + 8, activation rows 2 t and 2 t + 1.
+    const auto put_piece = [&](const TilePlace& at, int n, const float4& first, const float4& second) {  // second: of `up` when gated
+      if (at.tile < 0) return;
+      const TileMatrix& m = all.matrix[at.product];
+      float before[4];  // all four are asked for before the first is written
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int row = at.tile * 16 + g + j / 2 * 8, token = n * 8 + 2 * t + j % 2;
+        before[j] = token < all.rows ? former(all, m, row, token) : 0;
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int row = at.tile * 16 + g + j / 2 * 8, token = n * 8 + 2 * t + j % 2;
+        float value = before[j] + (j == 0 ? first.x : j == 1 ? first.y : j == 2 ? first.z : first.w) + bias_of(m, row);
+        if (all.gated) value = activated(all.activation, value) * ((j == 0 ? second.x : j == 1 ? second.y : j == 2 ? second.z : second.w) + bias_of(all.matrix[1], row));
+        if (token < all.rows) put<bf16>(all, m, row, token, value);
+      }
+    };
+    const auto barrier = [group] { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); };
+    if (p.splits == 1 && !all.gated) {
+      const TilePlace at = place(unit);
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const float4 v = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
+        put_piece(at, n, v, v);
+      }
+      continue;
+    }
+    constexpr int kUnit = 4 * kColumns * 32;  // float4s of a unit's sums
+    float4* const sums = p.splits == 1 ? reinterpret_cast<float4*>(activations + run * kTokens * 1024) + group * kUnit
+                                       : p.partial + static_cast<size_t>(unit - p.first_unit) * p.splits * kUnit;
+    float4* const own = sums + (p.splits == 1 ? 0 : split * kUnit) + slot * kColumns * 32 + lane;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      const float4 v = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
+      if (p.splits == 1) {
+        own[n * 32] = v;
+      } else {
+        __stcg(own + n * 32, v);
+      }
+    }
+    if (p.splits > 1) __threadfence();
+    barrier();
+    if (p.splits > 1) {
+      if ((threadIdx.x & 127) == 0) {
+        unsigned* const counter = p.arrived + (unit - p.first_unit);
+        const bool last = atomicAdd(counter, 1u) == static_cast<unsigned>(p.splits) - 1;
+        if (last) *counter = 0;
+        last_to_arrive[group] = last;
+        __threadfence();
+      }
+      barrier();
+      if (!last_to_arrive[group]) continue;
+    }
+    const auto total = [&](int tile, int n) {
+      const float4* const from = sums + (tile * kColumns + n) * 32 + lane;
+      if (p.splits == 1) return *from;
+      float4 v = __ldcg(from);
+#pragma unroll 4
+      for (int s = 1; s < p.splits; ++s) {
+        const float4 more = __ldcg(from + s * kUnit);
+        v.x += more.x, v.y += more.y, v.z += more.z, v.w += more.w;
+      }
+      return v;
+    };
+    if (all.gated) {  // two warps have a tile's pieces in turn
+      const int tile = slot & 1;
+      const TilePlace at{0, unit * 2 + tile < all.matrix[1].first_tile ? unit * 2 + tile : -1};
+#pragma unroll 1
+      for (int n = slot >> 1; n < kColumns; n += 2) put_piece(at, n, total(tile, n), total(tile + 2, n));
+      if (p.splits == 1) barrier();  // the sums have been read
+    } else {
+      const TilePlace at = place(unit);
+#pragma unroll 1
+      for (int n = 0; n < kColumns; ++n) {
+        const float4 v = total(slot, n);
+        put_piece(at, n, v, v);
+      }
+    }
+  }
+#endif
+}
+
+}  // namespace tandem::cuda
