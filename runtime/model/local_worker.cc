@@ -129,7 +129,7 @@ class LocalWorker final : public Worker {
       if (!undrawn_.empty()) {  // see what the device has drawn, but a step that comes meanwhile goes first: the device shall not run dry
         news_ = false;
         lock.unlock();
-        if (undrawn_.front().owners.empty() || stage_->executable().wait_drawn(news_)) finish_oldest();
+        if (drawn_before_news()) finish_oldest();
         lock.lock();
         continue;
       }
@@ -150,6 +150,13 @@ class LocalWorker final : public Worker {
     StepBytes step = std::move(queue_.front());
     queue_.pop_front();
     return step;
+  }
+
+  bool drawn_before_news() {
+    const Undrawn& oldest = undrawn_.front();
+    if (oldest.owners.empty()) return true;
+    const TraceSpan span(trace(), kDrawnSpan, oldest.result.number);
+    return stage_->executable().wait_drawn(news_);
   }
 
   struct Posted { uint64_t step; std::vector<std::pair<SlotId, uint32_t>> owners; };
