@@ -86,6 +86,14 @@ std::unique_ptr<PeerGroup> device_peers(const GroupSettings& settings, int rank,
   return cuda::make_cuda_peers(backend, plan.mesh.member(rank), static_cast<int>(members.size()), longest, device.abort_word(), otherwise.get(), to_all);
 }
 
+std::shared_ptr<TraceTrack> trace_of(const GroupSettings& settings, int rank) {
+  const Plan& plan = *settings.plan;
+  const std::string& device = plan.devices.at(static_cast<size_t>(rank)).id;
+  const std::string called = is_gpu(device) && gpu_index(device) >= 0 ? "cuda:" + std::to_string(gpu_index(device)) : device;
+  const std::string name = "rank " + std::to_string(rank) + ": stage " + std::to_string(plan.mesh.stage(rank)) + ", " + called;
+  return settings.trace->track(rank_process(rank), name, 1, "steps");
+}
+
 }  // namespace
 
 WorkerSettings worker_settings(const GroupSettings& settings, int rank, std::function<std::unique_ptr<Communicator>()> communicator) {
@@ -113,6 +121,7 @@ WorkerSettings worker_settings(const GroupSettings& settings, int rank, std::fun
     }
   }
   if (settings.progress) worker.progress = settings.progress(rank);
+  if (settings.trace) worker.trace = trace_of(settings, rank);
   return worker;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <memory>
 
+#include "launch/trace_file.h"
 #include "runtime/model/local_worker.h"
 #include "runtime/serving/worker_group.h"
 
@@ -14,6 +15,7 @@ struct GroupSettings {
   int threads = 1;                       // of each rank
   double wait_seconds = 30;              // longest wait of one rank for another inside a step
   std::function<LoadListener(int rank)> progress;  // may be empty
+  std::shared_ptr<TraceFile> trace;      // null: none
 };
 
 std::unique_ptr<WorkerGroup> make_local_group(GroupSettings settings);

@@ -80,6 +80,10 @@ void add_options(CLI::App& app, BudgetOptions& o) {
   app.add_option("--objective", o.objective, "latency, throughput or capacity")->capture_default_str()->group(kMore);
 }
 
+void add_trace_option(CLI::App& app, std::string& file) {
+  app.add_option("--trace", file, "write what every rank does, for ui.perfetto.dev or chrome://tracing")->type_name("FILE");
+}
+
 void add_options(CLI::App& app, PromptOptions& o) {
   app.add_option("--prompt", o.prompt, "text to continue")->each([&o](const std::string&) { o.has_prompt = true; });
   app.add_option("--prompt-ids", o.prompt_ids, "token ids to continue, nothing added: 1,2,3")->each([&o](const std::string&) { o.has_ids = true; });

@@ -46,6 +46,7 @@ void add_options(CLI::App& app, PlaceOptions& options);
 void add_options(CLI::App& app, SizeOptions& options);
 void add_options(CLI::App& app, BudgetOptions& options);
 void add_options(CLI::App& app, PromptOptions& options);
+void add_trace_option(CLI::App& app, std::string& file);  // --trace, of every command that runs a model
 void add_sampling_options(CLI::App& app, Ask& ask);  // sampling and stopping alone; PromptOptions has them
 
 // Errors: Code::invalid_argument naming the option.

@@ -1,5 +1,7 @@
 #include "launch/wiring.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <future>
 
@@ -9,6 +11,7 @@
 #include "launch/progress.h"
 #include "launch/signals.h"
 #include "launch/topology.h"
+#include "launch/trace_file.h"
 #include "launch/worker_process.h"
 #include "rpc/slow_factor.h"
 
@@ -36,6 +39,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   d->started_ = Clock::now();
   const bool in_job = job.communicator != nullptr;
   if (options.model.model.empty()) bad_input("MODEL", "is missing (a directory or a .gguf file)");
+  if (!options.trace.empty()) d->trace = TraceFile::create(options.trace, [](const std::string& why) { spdlog::warn("{}", why); });
   const bool gpus = plans_for_gpus(options.plan);
   d->blueprint = make_blueprint(options.model, gpus);
   if (!d->blueprint.checkpoint.tensors) bad_input(options.model.model, "holds no weights (a directory with safetensors or a .gguf file is needed to run, or --weights synthetic)");
@@ -62,13 +66,20 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   const int ranks = d->plan.mesh.size();
   if (in_job) d->read_text(options);
 
-  if (in_job || (options.ranks == RanksAre::processes && ranks > 1)) {
-    WorkerTerms terms{options.model, threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor};
+  const bool processes = in_job || (options.ranks == RanksAre::processes && ranks > 1);
+  if (processes) {
+    WorkerTerms terms{options.model, threads, request.all_logits, options.check_digests, 3 * options.step_deadline_seconds * kSlowFactor, {}, {}};
+    if (d->trace) {
+      d->trace->begin();
+      terms.trace = d->trace->path();
+      terms.trace_host = host_name();
+    }
     ControlGroupSettings settings;
     settings.plan = to_json(d->plan).dump();
     settings.options = to_json(terms);
     settings.ranks = ranks;
     const bool other_hosts = in_job ? job.world.local_size < job.world.size : !options.hosts.empty();
+    if (d->trace && other_hosts) spdlog::warn("--trace: {} will not have the ranks of other hosts (their clocks are others)", options.trace);
     settings.listen = !options.control_listen.empty() ? options.control_listen : other_hosts ? "0.0.0.0:0" : "127.0.0.1:0";
     settings.lease_seconds = options.lease_seconds;
     std::unique_ptr<Launcher> launcher;
@@ -86,6 +97,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
     settings.check_digests = options.check_digests;
     settings.threads = threads;
     settings.wait_seconds = 3 * options.step_deadline_seconds * kSlowFactor;
+    settings.trace = d->trace;
     auto bars = std::make_shared<Progress>("loading", ranks);
     settings.progress = [bars](int rank) -> LoadListener {
       return [lane = bars->lane(rank)](const LoadProgress& done) { lane(done.done_bytes, done.total_bytes); };
@@ -110,9 +122,11 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
   engine.prefix_cache = options.prefix_cache;
   engine.step_deadline_seconds = options.step_deadline_seconds * kSlowFactor;
   engine.check_digests = options.check_digests;
-  d->engine = std::make_unique<Engine>(engine, *d->group);
+  if (d->trace) d->engine_trace_ = d->trace->track(kCoordinatorProcess, "coordinator", 1, "engine");
+  d->engine = std::make_unique<Engine>(engine, *d->group, d->engine_trace_.get());
   d->engine->start();  // the ranks load while the tokenizer is read
   if (!in_job) d->read_text(options);
+  if (d->trace && !processes) d->trace->begin();  // now that what was asked is known to be right
   return d;
 }
 

@@ -8,6 +8,7 @@
 #include "launch/planning.h"
 #include "launch/text.h"
 #include "launch/this_job.h"
+#include "launch/trace_file.h"
 #include "runtime/serving/engine.h"
 
 namespace tandem {
@@ -26,6 +27,7 @@ struct DeployOptions {
   std::string hosts, log_level;    // of worker processes
   std::string control_listen;      // "": a port on loopback; on every interface when ranks are on other hosts
   double lease_seconds = 1, step_deadline_seconds = 10;
+  std::string trace;               // file to write; "": none
   // Whether what is asked suits the model; throws when not. Blueprint, plan and text are there. In an MPI job it comes before the ranks
   // start: one that is cut off later would give the job its own exit code.
   std::function<void(const Deployment&)> check;
@@ -46,6 +48,7 @@ class Deployment {
   Plan plan;
   std::unique_ptr<Backend> backend;    // sizes only; computes nothing
   std::unique_ptr<OpenText> text;
+  std::shared_ptr<TraceFile> trace;    // null: none; closed after everything below has ended
   std::unique_ptr<WorkerGroup> group;
   std::unique_ptr<Engine> engine;
   std::string compute;                 // as reported: "fp32", "int8", ...
@@ -55,6 +58,7 @@ class Deployment {
  private:
   Deployment() = default;
   void read_text(const DeployOptions& options);  // and checks
+  std::shared_ptr<TraceTrack> engine_trace_;
   Clock::time_point started_;
 };
 

@@ -6,6 +6,7 @@
 #include "launch/devices.h"
 #include "launch/local_group.h"
 #include "launch/topology.h"
+#include "launch/trace_file.h"
 
 namespace tandem {
 namespace {
@@ -21,7 +22,7 @@ struct Held {
 std::string to_json(const WorkerTerms& t) {
   return nlohmann::json{{"model", t.model.model}, {"format", t.model.format}, {"double_quant", t.model.double_quant}, {"weights", t.model.weights}, {"compute", t.model.compute},
                         {"kv_dtype", t.model.kv_dtype}, {"threads", t.threads}, {"all_logits", t.all_logits}, {"check_digests", t.check_digests},
-                        {"wait_seconds", t.wait_seconds}}.dump();
+                        {"wait_seconds", t.wait_seconds}, {"trace", t.trace}, {"trace_host", t.trace_host}}.dump();
 }
 
 WorkerTerms worker_terms_from_json(const std::string& text) {
@@ -37,6 +38,8 @@ WorkerTerms worker_terms_from_json(const std::string& text) {
   t.all_logits = json.at("all_logits");
   t.check_digests = json.at("check_digests");
   t.wait_seconds = json.at("wait_seconds");
+  t.trace = json.at("trace");
+  t.trace_host = json.at("trace_host");
   return t;
 }
 
@@ -58,6 +61,7 @@ void run_worker(const RemoteWorkerOptions& options, const std::function<std::uni
     settings.check_digests = terms.check_digests;
     settings.threads = terms.threads;
     settings.wait_seconds = terms.wait_seconds;
+    if (!terms.trace.empty() && terms.trace_host == host_name()) settings.trace = TraceFile::join(terms.trace);
     settings.progress = [loading = callbacks.loading](int) -> LoadListener {
       return [loading](const LoadProgress& done) { loading(done.done_bytes, done.total_bytes); };
     };

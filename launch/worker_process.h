@@ -15,6 +15,7 @@ struct WorkerTerms {
   int threads = 1;  // of each rank: the plan's workspace is for so many
   bool all_logits = false, check_digests = false;
   double wait_seconds = 30;
+  std::string trace, trace_host;  // a file that ranks on this host write too; "": none
 };
 std::string to_json(const WorkerTerms& terms);
 WorkerTerms worker_terms_from_json(const std::string& text);

@@ -236,6 +236,7 @@ Command add_bench(CLI::App& app) {
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
+  add_trace_option(*command, options->deploy.trace);
   command->add_flag("--json", options->json, "one object a line");
   command->footer("Example: tandem bench SmolLM2.gguf --threads 1 --cases prefill/512,decode/b1/c128");
   return {command, [options] { return run_on_ranks([&](ThisJob& job) { return bench(*options, job); }); }, true};

@@ -161,6 +161,7 @@ Command add_generate(CLI::App& app) {
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
+  add_trace_option(*command, options->deploy.trace);
   command->add_flag("--json", options->json, "the whole answer as JSON, with token ids and timings");
   command->footer("Example: tandem generate SmolLM2.gguf --system 'You are brief.' --prompt 'What is a GPU?' --max-tokens 64");
   return {command, [options] {

@@ -53,6 +53,7 @@ Command add_logits(CLI::App& app) {
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
+  add_trace_option(*command, options->deploy.trace);
   command->footer("Example: tandem logits SmolLM2.gguf --compute fp32 --prompt-ids 1,2,3 -o logits.npy");
   return {command, [options] { return run_on_ranks([&](ThisJob& job) { return logits(*options, job); }); }, true};
 }

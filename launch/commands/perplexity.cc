@@ -83,6 +83,7 @@ Command add_perplexity(CLI::App& app) {
   command->add_option("--chunk", options->deploy.plan.size.chunk, "tokens a step")->capture_default_str();
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.budget);
+  add_trace_option(*command, options->deploy.trace);
   command->add_flag("--json", options->json, "machine-readable");
   command->footer("Example: tandem perplexity SmolLM2.gguf README.md --context 512");
   return {command, [options] { return run_on_ranks([&](ThisJob& job) { return perplexity(*options, job); }); }, true};

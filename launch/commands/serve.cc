@@ -107,6 +107,7 @@ Command add_serve(CLI::App& app) {
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.size);
   add_options(*command, options->deploy.plan.budget);
+  add_trace_option(*command, options->deploy.trace);
   command->add_option("--hosts", options->deploy.hosts, "with --ranks: hosts for mpirun, a,b");
   command->add_option("--control", options->deploy.control_listen, "HOST:PORT that ranks dial (default: loopback; every interface with --hosts)");
   command->add_option("--drain-seconds", options->drain_seconds, "time that running answers get at the end")->capture_default_str()->check(between(0, 1e6));

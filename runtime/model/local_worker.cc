@@ -17,6 +17,13 @@ namespace {
 
 using Seconds = std::chrono::duration<double>;
 
+// What a rank's thread does. On a device that works by itself, forward and sample only hand it work, and drawn waits for it.
+constexpr TraceName rank_span(const char* name) { return {name, "rank", TracePhase::span, "step"}; }
+constexpr TraceName kStepSpan{"step", "rank", TracePhase::span, "step", {"rows", "sequences", "decode_rows", "prefill_rows", "epoch"}};
+constexpr TraceName kMailSpan = rank_span("take mail"), kReceiveSpan = rank_span("receive hidden rows"), kForwardSpan = rank_span("forward"),
+                    kSendSpan = rank_span("send hidden rows"), kSampleSpan = rank_span("sample"), kDrawnSpan = rank_span("wait for drawn ids"),
+                    kPostSpan = rank_span("post mail");
+
 class LocalWorker final : public Worker {
  public:
   LocalWorker(WorkerSettings settings, WorkerCallbacks callbacks) : settings_(std::move(settings)), callbacks_(std::move(callbacks)) {
@@ -122,7 +129,7 @@ class LocalWorker final : public Worker {
       if (!undrawn_.empty()) {  // see what the device has drawn, but a step that comes meanwhile goes first: the device shall not run dry
         news_ = false;
         lock.unlock();
-        if (undrawn_.front().owners.empty() || stage_->executable().wait_drawn(news_)) finish_oldest();
+        if (drawn_before_news()) finish_oldest();
         lock.lock();
         continue;
       }
@@ -145,11 +152,19 @@ class LocalWorker final : public Worker {
     return step;
   }
 
+  bool drawn_before_news() {
+    const Undrawn& oldest = undrawn_.front();
+    if (oldest.owners.empty()) return true;
+    const TraceSpan span(trace(), kDrawnSpan, oldest.result.number);
+    return stage_->executable().wait_drawn(news_);
+  }
+
   struct Posted { uint64_t step; std::vector<std::pair<SlotId, uint32_t>> owners; };
 
   void take_mail() {
     const Posted posted = std::move(posted_.front());
     posted_.pop_front();
+    const TraceSpan span(trace(), kMailSpan, posted.step);
     if (!mailbox_) {
       for (const auto& [slot, serial, id] : own_mail_.front()) slots_->append(slot, serial, id);
       own_mail_.pop_front();
@@ -163,6 +178,7 @@ class LocalWorker final : public Worker {
     const auto started = std::chrono::steady_clock::now();
     if (step.number != last_step_ + 1) fail(Code::internal, "step", "number " + std::to_string(step.number) + " follows " + std::to_string(last_step_));
     last_step_ = step.number;
+    TraceSpan whole(trace(), kStepSpan, step.number);
     const bool embeds = stage_->range().embedding;
     if (embeds) {
       while (!posted_.empty() && posted_.front().step <= step.ids_from) take_mail();
@@ -173,6 +189,7 @@ class LocalWorker final : public Worker {
       stage_->executable().copy_pages(copy.group, {&pair, 1});
     }
     gather(step);
+    if (trace()) describe(step, whole);
     if (step.digest != 0 && step.digest != slots_->digest()) {
       fail(Code::internal, "step " + std::to_string(step.number), "leaves other slots on rank " + std::to_string(settings_.rank) + " than the scheduler knows");
     }
@@ -180,10 +197,19 @@ class LocalWorker final : public Worker {
     if (!ids_.empty()) {
       const size_t bytes = ids_.size() * static_cast<size_t>(stage_->hidden()) * sizeof(float);
       const int stride = mesh_.group_size();
-      if (!embeds) communicator_->receive(settings_.rank - stride, kHiddenChannel, stage_->incoming(), bytes);
+      if (!embeds) {
+        const TraceSpan span(trace(), kReceiveSpan, step.number);
+        communicator_->receive(settings_.rank - stride, kHiddenChannel, stage_->incoming(), bytes);
+      }
       const StepRows rows{static_cast<int32_t>(ids_.size()), ids_.data(), positions_.data(), sequences_, heads_};
-      stage_->executable().forward(rows, embeds ? nullptr : stage_->incoming(), stage_->range().head ? nullptr : stage_->outgoing());
-      if (!stage_->range().head) communicator_->send(settings_.rank + stride, kHiddenChannel, stage_->outgoing(), bytes);
+      {
+        const TraceSpan span(trace(), kForwardSpan, step.number);
+        stage_->executable().forward(rows, embeds ? nullptr : stage_->incoming(), stage_->range().head ? nullptr : stage_->outgoing());
+      }
+      if (!stage_->range().head) {
+        const TraceSpan span(trace(), kSendSpan, step.number);
+        communicator_->send(settings_.rank + stride, kHiddenChannel, stage_->outgoing(), bytes);
+      }
       if (samples_here_) sample(step, result);
     }
     if (embeds && !keeps_ids_ && !owners_.empty()) posted_.push_back({step.number, owners_});
@@ -229,6 +255,19 @@ class LocalWorker final : public Worker {
     }
   }
 
+  TraceTrack* trace() const { return settings_.trace.get(); }
+
+  // After gather().
+  void describe(const Step& step, TraceSpan& span) {
+    int32_t decoding = 0;
+    for (const StepRow& row : step.rows) {
+      const Slot& slot = (*slots_)[row.slot];
+      if (slot.length > slot.admitted) ++decoding;
+    }
+    const auto rows = static_cast<int32_t>(ids_.size());
+    span.arguments({rows, static_cast<int32_t>(step.rows.size()), decoding, rows - decoding, static_cast<int32_t>(step.epoch)});
+  }
+
   // A step whose tokens are being drawn.
   struct Undrawn {
     StepResult result;
@@ -260,7 +299,10 @@ class LocalWorker final : public Worker {
       needs_ids_ |= has_penalty(slot.sampling);  // the next draw depends on this one's id, through counts that the host keeps
     }
     if (samples_.empty()) return;
-    stage_->executable().sample(samples_);
+    {
+      const TraceSpan span(trace(), kSampleSpan, step.number);
+      stage_->executable().sample(samples_);
+    }
     for (const auto& [slot, serial] : owners_) ++(*slots_)[slot].generated;
     undrawn.owners = owners_;
   }
@@ -272,7 +314,10 @@ class LocalWorker final : public Worker {
     StepResult& result = undrawn.result;
     if (!undrawn.owners.empty()) {
       sampled_.resize(undrawn.owners.size());
-      stage_->executable().drawn(sampled_);
+      {
+        const TraceSpan span(trace(), kDrawnSpan, result.number);
+        stage_->executable().drawn(sampled_);
+      }
       mail_.clear();
       auto* own = !keeps_ids_ && !mailbox_ ? &own_mail_.emplace_back() : nullptr;
       for (size_t i = 0; i < sampled_.size(); ++i) {
@@ -286,7 +331,10 @@ class LocalWorker final : public Worker {
         if (own) own->push_back({slot, serial, drawn.id});
         if (keeps_ids_) slots_->append(slot, serial, drawn.id);
       }
-      if (!keeps_ids_ && mailbox_) mailbox_->post(result.number, mail_);
+      if (!keeps_ids_ && mailbox_) {
+        const TraceSpan span(trace(), kPostSpan, result.number);
+        mailbox_->post(result.number, mail_);
+      }
     }
     if (!leads_) return;
     result.seconds = Seconds(std::chrono::steady_clock::now() - undrawn.started).count();

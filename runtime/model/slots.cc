@@ -40,6 +40,7 @@ void Slots::apply(const Step& step) {
     slot.ids.clear();
     slot.ids.reserve(static_cast<size_t>(context_) + 1);
     slot.ids.assign(admission.ids.begin(), admission.ids.end());
+    slot.admitted = static_cast<int32_t>(slot.ids.size());
     slot.stop_ids = admission.stop_ids;
     for (auto& pages : slot.pages) {
       pages.clear();

@@ -12,6 +12,7 @@ struct Slot {
   uint32_t serial = 0;
   int32_t length = 0;          // tokens whose keys and values are in the cache (or will be after the step under way)
   int32_t prompt_tokens = 0, min_tokens = 0;
+  int32_t admitted = 0;        // tokens known at admission: later ones were drawn here
   Sampling sampling;
   std::vector<int32_t> ids;    // known ones; capacity is reserved for the whole context at admission
   std::vector<int32_t> stop_ids;

@@ -17,6 +17,16 @@ namespace {
 using Seconds = std::chrono::duration<double>;
 
 constexpr double kLongestRestartWait = 30;
+// A step from its issue to its result, a request from submit() to its end.
+constexpr const char *kStepCategory = "step", *kRequestCategory = "request";
+constexpr TraceName kStepBegin{"step", kStepCategory, TracePhase::async_begin, nullptr, {"step", "rows", "sequences", "epoch"}};
+constexpr TraceName kStepEnd{"step", kStepCategory, TracePhase::async_end, nullptr, {"tokens"}};
+constexpr TraceName kRequestBegin{"request", kRequestCategory, TracePhase::async_begin, nullptr, {"prompt_tokens"}, "request_id"};
+constexpr TraceName kRequestAdmitted{"admitted", kRequestCategory, TracePhase::async_point};
+constexpr TraceName kRequestFirstToken{"first token", kRequestCategory, TracePhase::async_point};
+constexpr TraceName kRequestEnd{"request", kRequestCategory, TracePhase::async_end, nullptr, {"completion_tokens", "cached_tokens"}, "finish"};
+constexpr TraceName kEpochLost{"epoch lost", "epoch", TracePhase::instant, "epoch"};
+
 constexpr int kIndexBits = 20;  // of a key: place in the table of open requests; the rest tells its successive owners apart
 
 struct Submit {
@@ -66,8 +76,8 @@ struct Inbox {
 }  // namespace
 
 struct Engine::Core {
-  Core(EngineOptions o, WorkerGroup& g)
-      : options(std::move(o)), group(g), inbox(std::make_shared<Inbox>()), scheduler(options), watch(options.step_deadline_seconds) {
+  Core(EngineOptions o, WorkerGroup& g, TraceTrack* t)
+      : options(std::move(o)), group(g), trace(t), inbox(std::make_shared<Inbox>()), scheduler(options), watch(options.step_deadline_seconds) {
     options.context = Scheduler::usable_context(options);
     capacity = static_cast<size_t>(options.max_batch) + static_cast<size_t>(std::max(0, options.max_queue));
     if (capacity >= size_t{1} << kIndexBits) bad_input("max_queue", "is too large (max_batch and max_queue together below 2^20)");
@@ -81,6 +91,7 @@ struct Engine::Core {
   // ---- shared, under `mutex`
   EngineOptions options;  // constant after construction
   WorkerGroup& group;     // engine thread only
+  TraceTrack* const trace;  // likewise
   std::shared_ptr<Inbox> inbox;
   mutable std::mutex mutex;
   mutable std::condition_variable state_changed;
@@ -145,6 +156,15 @@ struct Engine::Core {
     inbox->push(message(found->second.key));
   }
 
+  void note(const TraceName& name, uint64_t id, Clock::time_point at, const std::array<int32_t, kTraceArguments>& arguments = {},
+            std::string_view text = {}) {
+    if (!trace) return;
+    TraceEvent event{&name, trace_time(at), 0, id, arguments};
+    event.set_text(text);
+    trace->add(event);
+  }
+  uint64_t step_id(uint64_t number) const { return uint64_t{epoch} << 40 | number; }
+
   void set_state(EngineState next) {
     {
       std::lock_guard lock(mutex);
@@ -187,6 +207,7 @@ struct Engine::Core {
     event.timings.decode_seconds = since(o.first_token, o.last_token);
     event.timings.ttft_seconds = o.first_token ? Seconds(*o.first_token - o.submitted).count() : 0;
     metrics.request.observe(Seconds(now - o.submitted).count());
+    note(kRequestEnd, o.key, now, {event.completion_tokens, event.cached_tokens}, event.error ? name(event.error->code) : name(event.finish));
     if (event.error) {
       metrics.failed.add();
     } else {
@@ -258,6 +279,7 @@ struct Engine::Core {
     if (o.deadline) deadlines.emplace(*o.deadline, o.key);
     metrics.requests.add();
     metrics.prompt_tokens.add(m.request.prompt.size());
+    note(kRequestBegin, o.key, m.at, {static_cast<int32_t>(m.request.prompt.size())}, o.id);
     if (!ready) {  // lost between submit() and here
       RequestEvent event;
       event.error = Error(Code::unavailable, "", "the worker group was lost");
@@ -281,6 +303,7 @@ struct Engine::Core {
   void handle(StepResult& result, Clock::time_point now) {
     if (lost || result.epoch != epoch) return;
     const std::span<const SequenceEvent> events = scheduler.commit(result);
+    note(kStepEnd, step_id(result.number), now, {static_cast<int32_t>(result.tokens.size())});
     metrics.step.observe(watch.committed(result.number, now));
     backoff = options.restart_seconds;
     for (const SequenceEvent& e : events) {
@@ -290,6 +313,7 @@ struct Engine::Core {
       if (e.token >= 0) {
         if (!o->first_token) {
           o->first_token = now;
+          note(kRequestFirstToken, o->key, now);
           metrics.ttft.observe(Seconds(now - o->submitted).count());
         } else {
           metrics.itl.observe(Seconds(now - o->last_token).count());
@@ -359,6 +383,7 @@ struct Engine::Core {
     ready = false;
     kill_group = by_us;
     metrics.epochs_lost.add();
+    note(kEpochLost, epoch, now);
     {
       std::lock_guard lock(mutex);
       last_error = why;
@@ -421,9 +446,14 @@ struct Engine::Core {
         Open* o = find(key);
         if (!o || o->admitted) continue;
         o->admitted = now;
+        note(kRequestAdmitted, o->key, now);
         metrics.queue.observe(Seconds(now - o->submitted).count());
       }
       watch.issued(step->number, rows, now);
+      if (trace) {
+        const auto number = static_cast<int32_t>(step->number), sequences = static_cast<int32_t>(step->rows.size());
+        note(kStepBegin, step_id(step->number), Clock::now(), {number, rows, sequences, static_cast<int32_t>(step->epoch)});
+      }
       group.submit(std::make_shared<const std::vector<std::byte>>(encode(*step)));
     }
   }
@@ -509,7 +539,7 @@ struct Engine::Core {
   }
 };
 
-Engine::Engine(EngineOptions options, WorkerGroup& group) : core_(std::make_unique<Core>(std::move(options), group)) {}
+Engine::Engine(EngineOptions options, WorkerGroup& group, TraceTrack* trace) : core_(std::make_unique<Core>(std::move(options), group, trace)) {}
 
 Engine::~Engine() {
   core_->inbox->push(Quit{});

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/trace.h"
 #include "runtime/serving/engine_options.h"
 #include "runtime/serving/metrics.h"
 #include "runtime/serving/request.h"
@@ -22,8 +23,9 @@ enum class EngineState : uint8_t { loading, serving, draining, lost, stopped };
 
 class Engine {
  public:
-  // `group` outlives the engine. Errors: invalid_argument naming the option.
-  Engine(EngineOptions options, WorkerGroup& group);
+  // `group` and `trace` (steps and requests as the engine sees them; null: nobody wants to know) outlive the engine.
+  // Errors: invalid_argument naming the option.
+  Engine(EngineOptions options, WorkerGroup& group, TraceTrack* trace = nullptr);
   ~Engine();  // every open request ends with Code::unavailable; stops the group
 
   void start();  // first epoch

@@ -517,6 +517,12 @@ std::vector<Case> cases() {
       {"BenchContext", "bench %/dir --cases prefill/128 --context 64", nothing(), "--c", "128"},
       {"BenchBatch", "bench %/dir --cases decode/b9/c8 --max-batch 4", nothing(), "--", "9"},
       {"BenchRepeat", "bench %/dir --repeat 0", nothing(), "--repeat", "0"},
+      {"TraceNoFolder", GENERATE " --trace %/no/trace.json", nothing(), "--trace", "%/no/trace.json"},
+      {"TraceFolder", GENERATE " --trace %/folder", folder("folder"), "--trace", "%/folder"},
+      {"TraceDevice", "bench %/dir --cases load --trace /dev/full", nothing(), "--trace", "/dev/full"},
+      {"TraceBeforeTheModel", "serve %/dir --listen 127.0.0.1:0 --trace %/no/trace.json", cut(weights, 500000), "--trace", "%/no/trace.json"},
+      {"TraceOfNoModel", "generate %/none --prompt-ids 1 --trace %/trace.json", nothing(), "%/none", ""},
+      {"TraceOfAWrongPrompt", "generate %/dir --prompt-ids 99999 --trace %/trace.json", nothing(), "", "99999"},
       {"BenchModel", "bench %/dir --cases load", cut(weights, 500000), "%/dir/model.safetensors", ""},
 
       // serve, client
