@@ -1,19 +1,22 @@
 // 2 .. 64 rows of activations on compute capability 9.0: wgmma with the weights as the operand in registers. A warpgroup has four row tiles
 // at a time (a unit; when gated two tiles of gate and the same two of up), a warp each, and a run of slices; the run's activations stay in
-// shared memory for the whole launch, where all four warps' products read them once: that is what makes many rows cheap. While the products
-// of a block of 64 columns run, the codes of the next become numbers; a block's sums are scaled when it has ended. Where the run is not the
-// whole width the sums of `splits` blocks meet in scratch: the last warpgroup to arrive adds them, always in the same order.
+// shared memory for the whole launch, where all four warps' products read them once: that is what makes many rows cheap. Each warp has a
+// stream of weights of its own, through four stages of two blocks of 64 columns in shared memory: had registers to wait for them, ptxas
+// would make the oldest wait for the youngest. While the products of a block run, the codes of the next become numbers; a block's sums are
+// scaled when it has ended. Where the run is not the whole width the sums of `splits` blocks meet in scratch: the last warpgroup to arrive
+// adds them, always in the same order.
 //
 // A tile's 16 bytes of a lane are what its registers need, so the columns of activations are exchanged to match: within 32 columns, pair
 // 4 t + 2 o + h of the weights' order (t: lane % 4) is pair t of depth piece 2 o + h.
 #pragma once
+#include "kernels/base/cuda/bulk.cuh"
 #include "kernels/cuda/attention_wgmma.cuh"
 #include "kernels/cuda/tile4.cuh"
 
 namespace tandem::cuda {
 
 // Warpgroups of a block: as many as registers allow.
-constexpr int most_warpgroups(int tokens) { return tokens <= 8 ? 4 : tokens <= 32 ? 3 : 2; }
+constexpr int most_warpgroups(int tokens) { return tokens <= 16 ? 4 : tokens <= 32 ? 3 : 2; }
 
 struct GroupRows {
   TileProducts products;
@@ -25,12 +28,13 @@ struct GroupRows {
   unsigned* arrived = nullptr;  // [units]
 };
 
-// Shared memory: table, activations, sums that no scratch takes; for each warpgroup whether
-// it arrived last; scales.
-constexpr int kScaleBytes = 512;  // of a tile's slice
+constexpr int kStages = 4, kStageBytes = 1024, kScaleBytes = 512;
+constexpr int kWarpBytes = kStages * (kStageBytes + 8) + kScaleBytes;  // stages, their barriers, scales of a slice
+
+// Shared memory: table, activations, sums that no scratch takes, what each warp's stream needs, for each warpgroup whether it arrived last.
 inline int group_rows_shared(int tokens, int warpgroups, const GroupRows& p) {
   const int run = (p.products.slices + p.splits - 1) / p.splits;
-  return kTableBytes + run * tokens * 1024 + (p.splits == 1 ? warpgroups * tokens * 256 : 0) + 16 + warpgroups * 4 * 3 * kScaleBytes;
+  return kTableBytes + run * tokens * 1024 + (p.splits == 1 ? warpgroups * tokens * 256 : 0) + warpgroups * 4 * kWarpBytes + 16;
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -66,7 +70,7 @@ __device__ __forceinline__ void multiply_group(float (&c)[8][4], const uint32_t 
 }
 #undef TANDEM_PIECE
 
-// All products but the newest `kLeft` have ended.
+// All products but the newest `kLeft` batches have ended.
 template <int kLeft>
 __device__ __forceinline__ void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
@@ -88,7 +92,8 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
   const int split = blockIdx.x % p.splits, first_slice = split * all.slices / p.splits, run = (split + 1) * all.slices / p.splits - first_slice;
   const int workers = gridDim.x / p.splits * groups;
   unsigned char* const activations = shared + kTableBytes;
-  auto* const last_to_arrive = reinterpret_cast<int*>(activations + run * kTokens * 1024 + (p.splits == 1 ? groups * kTokens * 256 : 0));
+  unsigned char* const warps = activations + run * kTokens * 1024 + (p.splits == 1 ? groups * kTokens * 256 : 0);
+  auto* const last_to_arrive = reinterpret_cast<int*>(warps + groups * 4 * kWarpBytes);
   let_next_begin();
   const auto* const map = reinterpret_cast<const float*>(all.matrix[0].data + all.matrix[0].map_offset);
   TableRow<bf16, kNested> table;
@@ -102,11 +107,9 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
     }
     return unit * 4 + slot < all.tiles ? place_of(all, unit * 4 + slot) : TilePlace{0, -1};
   };
-  // Loads are never left out: where there is no tile the first is read, and its scales count as zero.
+  // Nothing is left out: where there is no tile the first is read, and its scales count as zero.
   struct Source {
-    const std::byte* codes;
-    const std::byte* scales;
-    const std::byte* nested;
+    const std::byte *codes, *scales, *nested;
     float offset;
     bool there;
   };
@@ -114,39 +117,33 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
     const TilePlace at = place(unit);
     const TileMatrix& m = all.matrix[at.product];
     const size_t pair = static_cast<size_t>(max(at.tile, 0)) * all.slices + first_slice;
-    return Source{m.data + (pair * 256 + lane) * 16, m.data + m.scales_offset + pair * (kNested ? 128 : 512), m.data + m.nested_offset + pair * 64,
+    return Source{m.data + pair * 4096, m.data + m.scales_offset + pair * (kNested ? 128 : 512), m.data + m.nested_offset + pair * 64,
                   kNested ? __ldg(reinterpret_cast<const float*>(m.data + m.map_offset) + 16) : 0.0f, at.tile >= 0};
   };
-  // Scales come by way of shared memory, two slices ahead: a register that waits for a load waits for the younger ones of codes too.
-  unsigned char* const scales = activations + run * kTokens * 1024 + (p.splits == 1 ? groups * kTokens * 256 : 0) + 16 + warp * (3 * kScaleBytes);
-  const auto fetch_scales = [&](const Source& s, int step, int place) {
-    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(scales + place * kScaleBytes)) + lane * 16;
-    if constexpr (kNested) {
-      const std::byte* const from = lane < 8 ? s.scales + step * 128 + lane * 16 : s.nested + step * 64 + (lane - 8) * 16;
-      if (lane < 12) asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-    } else {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(s.scales + step * 512 + lane * 16) : "memory");
+  const unsigned char* const stages = warps + warp * kWarpBytes;
+  const unsigned char* const scales = stages + kStages * kStageBytes;
+  const auto stages_at = static_cast<uint32_t>(__cvta_generic_to_shared(stages)), scales_at = stages_at + kStages * kStageBytes, barriers = scales_at + kScaleBytes;
+  // Blocks 2 stage and 2 stage + 1 of a slice; its scales with the first.
+  const auto fetch = [&](const std::byte* codes, const std::byte* of_scales, const std::byte* of_nested, int stage) {
+    const uint32_t barrier = barriers + stage * 8;
+    if (elected()) {
+      expect_bulk(barrier, kStageBytes + (stage > 0 ? 0 : kNested ? 192 : 512));
+      copy_bulk(stages_at + stage * kStageBytes, codes + stage * kStageBytes, kStageBytes, barrier);
+      if (stage > 0) return;
+      copy_bulk(scales_at, of_scales, kNested ? 128 : 512, barrier);
+      if constexpr (kNested) copy_bulk(scales_at + 128, of_nested, 64, barrier);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
   int unit = p.first_unit + static_cast<int>(blockIdx.x) / p.splits * groups + group;
   Source now = source_of(min(unit, p.end_unit - 1));
-  // What a warp loads next: (unit, step), two slices ahead of what it multiplies. After the last unit it goes on with that.
-  Source coming = now;
-  int coming_unit = unit, coming_step = 0, coming_place = 0;
-  const auto fetch_next_scales = [&] {
-    fetch_scales(coming, coming_step, coming_place);
-    coming_place = coming_place == 2 ? 0 : coming_place + 1;
-    if (++coming_step < run) return;
-    coming_step = 0;
-    if (coming_unit + workers < p.end_unit) coming_unit += workers, coming = source_of(coming_unit);
-  };
-  fetch_next_scales();
-  fetch_next_scales();
-  uint4 ring[8];
-#pragma unroll
-  for (int b = 0; b < 8; ++b) ring[b] = load_once<false>(now.codes + b * 512);
+  if (lane == 0) {
+    for (int i = 0; i < kStages; ++i) make_bulk_barrier(barriers + i * 8);
+  }
+  __syncwarp();
+  if (unit < p.end_unit) {
+    for (int i = 0; i < kStages; ++i) fetch(now.codes, now.scales, now.nested, i);
+  }
   store_table(table, shared, map);
   wait_for_previous();
 
@@ -179,43 +176,48 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
 
   const unsigned lane4 = lane * 4;
   const uint32_t panels = (kSharedBegin + kTableBytes) >> 4;  // where activations lie
-  int place_of_scales = 0;
+  uint32_t parity = 0;
   for (; unit < p.end_unit; unit += workers) {
     float sum[kColumns][4] = {};
-    Source next = now;
+    const bool more_units = unit + workers < p.end_unit;
+    const Source next = source_of(more_units ? unit + workers : unit);
 #pragma unroll 1
-    for (int step = 0; step < run; ++step) {
-      const bool last = step + 1 == run;
-      if (last) next = source_of(unit + workers < p.end_unit ? unit + workers : unit);
-      const std::byte* const ahead = last ? next.codes : now.codes + (step + 1) * 4096;
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
-      __syncwarp();
+    for (int step = 0; step < run; ++step, parity ^= 1) {
+      const bool last = step + 1 == run, more = !last || more_units;
+      const std::byte* const next_codes = last ? next.codes : now.codes + (step + 1) * 4096;
+      const std::byte* const next_scales = last ? next.scales : now.scales + (step + 1) * (kNested ? 128 : 512);
+      const std::byte* const next_nested = last ? next.nested : now.nested + (step + 1) * 64;
+      const auto fetch_next = [&](int stage) {  // the stage has been read by all lanes
+        __syncwarp();
+        if (more) fetch(next_codes, next_scales, next_nested, stage);
+      };
+      uint4 words[2];  // of the next blocks
+      const auto read_words = [&](int b) { words[b & 1] = *reinterpret_cast<const uint4*>(stages + b * 512 + lane * 16); };
+      wait_bulk(barriers, parity);
+      read_words(0);
+      read_words(1);
       // Rows g and g + 8 of blocks 2 t and 2 t + 1; a block's are fetched from the lane of its quad that has them.
       float low[2], high[2];
-      const unsigned char* const mine = scales + place_of_scales * kScaleBytes;
       if constexpr (kNested) {
-        const unsigned codes = *reinterpret_cast<const unsigned*>(mine + lane * 4);
-        const float of_low = *reinterpret_cast<const float*>(mine + 128 + g * 4), of_high = *reinterpret_cast<const float*>(mine + 160 + g * 4);
+        const unsigned codes = *reinterpret_cast<const unsigned*>(scales + lane * 4);
+        const float of_low = *reinterpret_cast<const float*>(scales + 128 + g * 4), of_high = *reinterpret_cast<const float*>(scales + 160 + g * 4);
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           low[odd] = fmaf(scale_at(address_of(codes, odd, lane4)), of_low, now.offset);
           high[odd] = fmaf(scale_at(address_of(codes, 2 + odd, lane4)), of_high, now.offset);
         }
       } else {
-        const float4 plain = *reinterpret_cast<const float4*>(mine + lane * 16);
+        const float4 plain = *reinterpret_cast<const float4*>(scales + lane * 16);
         low[0] = plain.x, low[1] = plain.y, high[0] = plain.z, high[1] = plain.w;
       }
       if (!now.there) low[0] = low[1] = high[0] = high[1] = 0;
-      place_of_scales = place_of_scales == 2 ? 0 : place_of_scales + 1;
-      fetch_next_scales();
       uint32_t a[2][4][4];
       float block[2][kColumns][4];
       const auto look_up = [&](int b, int q) {
-        const uint4& v = ring[b];
+        const uint4& v = words[b & 1];
         const unsigned word = q == 0 ? v.x : q == 1 ? v.y : q == 2 ? v.z : v.w;
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[b & 1][q][i] = pair_at<false>(address_of(word, i, lane4));
-        if (q == 3) ring[b] = load_once<false>(ahead + b * 512);
       };
       const auto fold = [&](int b) {
         settle(block[b & 1]);
@@ -231,22 +233,29 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
       for (int q = 0; q < 4; ++q) look_up(0, q);
 #pragma unroll
       for (int b = 0; b < 8; ++b) {
+        if (b % 2 == 1) fetch_next(b / 2);
+        if (b < 6) {
+          if (b % 2 == 0) wait_bulk(barriers + (b / 2 + 1) * 8, parity);
+          read_words(b + 2);
+        }
+        begin_products();
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           const uint64_t at = panel_descriptor(0) | (panel + b * kTokens * 8 + q * 2);
-          begin_products();
           if (q == 0) {
             multiply_group<false>(block[b & 1], a[b & 1][q], at);
           } else {
             multiply_group<true>(block[b & 1], a[b & 1][q], at);
           }
-          commit_products();
-          if (b > 0) {  // the same piece of the block before has ended: its registers are free
-            wait_products<4>();
-            keep(a[(b - 1) & 1][q]);
-          }
-          if (b < 7) look_up(b + 1, q);
         }
+        commit_products();
+        if (b > 0) {  // the block before has ended: its registers are free
+          wait_products<1>();
+#pragma unroll
+          for (int q = 0; q < 4; ++q) keep(a[(b - 1) & 1][q]);
+        }
+#pragma unroll
+        for (int q = 0; q < 4 && b < 7; ++q) look_up(b + 1, q);
         if (b > 0) fold(b - 1);
       }
       wait_products<0>();
