@@ -95,7 +95,8 @@ Workload workload_for(const PlanRequest& request, const ModelShape& shape, bool 
   check_range("--max-queue", size.max_queue, 0, 100000);
   workload.context = size.context > 0 ? size.context : std::min(shape.context, 4096);
   workload.batch = size.max_batch > 0 ? size.max_batch : request.default_batch;
-  workload.chunk = size.chunk > 0 ? size.chunk : std::min(gpus ? kGpuChunk : kCpuChunk, std::max(workload.context, 1));
+  const int64_t all = int64_t{workload.context} * workload.batch;  // a step takes prompts of many sequences on GPUs
+  workload.chunk = size.chunk > 0 ? size.chunk : gpus ? static_cast<int32_t>(std::clamp<int64_t>(all, 1, kGpuChunk)) : std::min(kCpuChunk, std::max(workload.context, 1));
   workload.page_tokens = size.page;
   return workload;
 }

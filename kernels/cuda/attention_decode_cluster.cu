@@ -504,18 +504,18 @@ bool by_head_dim(const Launch& how, const AttentionCall& call, bool fused, int b
 }  // namespace
 
 // How many blocks share the keys of a sequence and KV head; 0 where even sixteen would leave most of the device idle for long. A block that
-// has a multiprocessor for itself shortens the way with only two tiles; where they share multiprocessors more blocks than there is room for
-// (four each, of which three to be safe) would run one after the other, and each should have something to do for what its start costs.
+// has a multiprocessor for itself shortens the way with only two tiles; where they share multiprocessors two are still better than one
+// while there is room for all at once, more are not (measured on an H200).
 int cluster_blocks(int64_t sequences, int64_t kv_heads, int64_t context, int multiprocessors) {
   const int64_t pairs = sequences * kv_heads, tiles = (context + kTile - 1) / kTile;
   if (pairs * kMostBlocks * 2 < multiprocessors && context > 16384) return 0;
   int blocks = 1;
   while (blocks < kMostBlocks) {
     const int64_t next = blocks * 2;
-    const bool alone = pairs * next <= multiprocessors;
-    if (pairs * next > 3 * static_cast<int64_t>(multiprocessors) || tiles < next * (alone ? 2 : 2 * kWarps)) break;
+    if (pairs * next > multiprocessors && (blocks > 1 || pairs > 2 * static_cast<int64_t>(multiprocessors) || tiles < 4 * kWarps)) break;
+    if (tiles < next * 2) break;
     // More than eight must lie close together to be started at all: only where the keys are many.
-    if (next > 8 && (!alone || tiles < next * 4 * kWarps)) break;
+    if (next > 8 && tiles < next * 4 * kWarps) break;
     blocks = static_cast<int>(next);
   }
   return blocks;

@@ -70,7 +70,6 @@ void tile4_linear(const Launch& how, const LinearCall& call, const LinearScratch
     launch(how, normalize, static_cast<unsigned>(call.rows), 512, 0, "tile4_normalize", input, p.cols, normalized);
     input.values = normalized, input.residual = nullptr, input.stride = p.cols, input.row_of = nullptr;
   }
-  if (has_wgmma(*how.device)) return multiply_group_rows(how, p, input, nested, scratch);
   // At most 32 rows a launch: 64 rows' activations leave no room beside the table for a useful run of columns.
   const int32_t all = p.rows, each = all <= 32 ? all : (all + 1) / 2;
   const int64_t y_size = p.output == LinearOutput::add_f32 || p.output == LinearOutput::store_f32 ? 4 : 2;
@@ -84,7 +83,7 @@ void tile4_linear(const Launch& how, const LinearCall& call, const LinearScratch
     } else {
       rows.values = static_cast<const bf16*>(input.values) + begin * input.stride;
     }
-    multiply_rows(how, part, rows, nested, scratch);
+    has_wgmma(*how.device) ? multiply_group_rows(how, part, rows, nested, scratch) : multiply_rows(how, part, rows, nested, scratch);
   }
 }
 

@@ -14,12 +14,12 @@ struct Kernel {
 
 template <bool kNested>
 const Kernel& kernel_for(const DeviceInfo& device, int rows) {
-  static const Kernel all[] = {{group_rows<kNested, 8>, 8}, {group_rows<kNested, 16>, 16}, {group_rows<kNested, 32>, 32}, {group_rows<kNested, 64>, 64}};
+  static const Kernel all[] = {{group_rows<kNested, 8>, 8}, {group_rows<kNested, 16>, 16}, {group_rows<kNested, 32>, 32}};
   static OncePerDevice once;
   if (once.first(device)) {
     for (const Kernel& k : all) allow_shared(k.kernel, device.shared_per_block, "tile4_group");
   }
-  return rows <= 8 ? all[0] : rows <= 16 ? all[1] : rows <= 32 ? all[2] : all[3];
+  return rows <= 8 ? all[0] : rows <= 16 ? all[1] : all[2];
 }
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -28,21 +28,20 @@ struct Shares {
   int splits = 0, warpgroups = 0;
 };
 
-// What a launch costs, in cycles of a multiprocessor. The pipe of shared memory is what warpgroups share: a block of 64 x 64 weights passes
-// it 84 times for table and weights, and once for each activation row; one warpgroup alone is slower than that.
+// What a launch costs, in cycles of a multiprocessor, fitted to measurements on an H200: blocks of 64 x 64 weights, of which one warpgroup
+// alone does fewer than several together; what a unit's sums cost; the activations; what comes before and after.
 Shares cheapest(const GroupRows& p, int tokens, int units, int processors, int shared_limit) {
   Shares best;
   double least = 0;
-  for (int warpgroups = 2; warpgroups <= most_warpgroups(tokens); ++warpgroups) {
+  for (int warpgroups = 2; warpgroups <= kMostWarpgroups; ++warpgroups) {
     for (int splits = 1; splits <= std::min(p.products.slices, processors); ++splits) {
       GroupRows one = p;
       one.splits = splits;
       if (group_rows_shared(tokens, warpgroups, one) > shared_limit) continue;
       const int run = ceil_div(p.products.slices, splits), workers = std::max(1, processors / splits) * warpgroups;
       const int rounds = ceil_div(units, workers), busy = std::min(warpgroups, ceil_div(units, workers / warpgroups));
-      double cost = rounds * (run * 8 * std::max(busy * (84.0 + tokens), 190.0 + tokens) + 600);
-      cost += run * tokens * 1024.0 / 40 + 1000;
-      if (splits > 1) cost += 2500 + 300 * splits + rounds * 1000 + static_cast<double>(units) * splits * tokens * 512 / (processors * 16.0);
+      double cost = rounds * (run * 8 * std::max(busy * (97 + 0.8 * tokens), 245 + 2.8 * tokens) + (splits > 1 ? 1300 : 3300)) + run * tokens * 1024 / 8.7;
+      if (splits > 1) cost += 700 + 450 * splits + static_cast<double>(units) * splits * tokens * 512 / (processors * 7.1);
       if (best.splits == 0 || cost < least) least = cost, best = {splits, warpgroups};
     }
   }

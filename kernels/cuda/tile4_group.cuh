@@ -1,22 +1,23 @@
-// 2 .. 64 rows of activations on compute capability 9.0: wgmma with the weights as the operand in registers. A warpgroup has four row tiles
+// 2 .. 32 rows of activations on compute capability 9.0: wgmma with the weights as the operand in registers. A warpgroup has four row tiles
 // at a time (a unit; when gated two tiles of gate and the same two of up), a warp each, and a run of slices; the run's activations stay in
 // shared memory for the whole launch, where all four warps' products read them once: that is what makes many rows cheap. Each warp has a
 // stream of weights of its own, through four stages of two blocks of 64 columns in shared memory: had registers to wait for them, ptxas
 // would make the oldest wait for the youngest. While the products of a block run, the codes of the next become numbers; a block's sums are
-// scaled when it has ended. Where the run is not the whole width the sums of `splits` blocks meet in scratch: the last warpgroup to arrive
-// adds them, always in the same order.
+// scaled when it has ended. Where the run is not the whole width the sums of `splits` blocks meet in scratch, and one of them adds
+// them up, always in the same order.
 //
 // A tile's 16 bytes of a lane are what its registers need, so the columns of activations are exchanged to match: within 32 columns, pair
 // 4 t + 2 o + h of the weights' order (t: lane % 4) is pair t of depth piece 2 o + h.
 #pragma once
+#include <type_traits>
+
 #include "kernels/base/cuda/bulk.cuh"
 #include "kernels/cuda/attention_wgmma.cuh"
 #include "kernels/cuda/tile4.cuh"
 
 namespace tandem::cuda {
 
-// Warpgroups of a block: as many as registers allow.
-constexpr int most_warpgroups(int tokens) { return tokens <= 16 ? 4 : tokens <= 32 ? 3 : 2; }
+constexpr int kMostWarpgroups = 4;
 
 struct GroupRows {
   TileProducts products;
@@ -31,10 +32,10 @@ struct GroupRows {
 constexpr int kStages = 4, kStageBytes = 1024, kScaleBytes = 512;
 constexpr int kWarpBytes = kStages * (kStageBytes + 8) + kScaleBytes;  // stages, their barriers, scales of a slice
 
-// Shared memory: table, activations, sums that no scratch takes, what each warp's stream needs, for each warpgroup whether it arrived last.
+// Shared memory: table, activations, sums that no scratch takes, what each warp's stream needs.
 inline int group_rows_shared(int tokens, int warpgroups, const GroupRows& p) {
   const int run = (p.products.slices + p.splits - 1) / p.splits;
-  return kTableBytes + run * tokens * 1024 + (p.splits == 1 ? warpgroups * tokens * 256 : 0) + warpgroups * 4 * kWarpBytes + 16;
+  return kTableBytes + run * tokens * 1024 + (p.splits == 1 ? warpgroups * tokens * 256 : 0) + warpgroups * 4 * kWarpBytes;
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -61,13 +62,6 @@ __device__ __forceinline__ void multiply_group(float (&c)[4][4], const uint32_t 
                : TANDEM_PIECE(0), TANDEM_PIECE(1), TANDEM_PIECE(2), TANDEM_PIECE(3)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
 }
-template <bool kAdd>
-__device__ __forceinline__ void multiply_group(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
-               "{%32,%33,%34,%35}, %36, %37, 1, 1, 0;"
-               : TANDEM_PIECE(0), TANDEM_PIECE(1), TANDEM_PIECE(2), TANDEM_PIECE(3), TANDEM_PIECE(4), TANDEM_PIECE(5), TANDEM_PIECE(6), TANDEM_PIECE(7)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-}
 #undef TANDEM_PIECE
 
 // All products but the newest `kLeft` batches have ended.
@@ -75,13 +69,20 @@ template <int kLeft>
 __device__ __forceinline__ void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
+// What the block's threads wrote before a barrier is seen by who reads the counter with arrivals().
+__device__ __forceinline__ void arrive(unsigned* counter) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory"); }
+__device__ __forceinline__ unsigned arrivals(const unsigned* counter) {
+  unsigned v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(counter) : "memory");
+  return v;
+}
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Registers that a product reads until it has ended: named after the wait, so that nothing else is put there before.
 __device__ __forceinline__ void keep(const uint32_t (&a)[4]) { asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory"); }
 #endif
 
 template <bool kNested, int kTokens>
-__global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(const __grid_constant__ GroupRows p) {
+__global__ void __launch_bounds__(kMostWarpgroups * 128, 1) group_rows(const __grid_constant__ GroupRows p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr int kColumns = kTokens / 8;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -93,7 +94,6 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
   const int workers = gridDim.x / p.splits * groups;
   unsigned char* const activations = shared + kTableBytes;
   unsigned char* const warps = activations + run * kTokens * 1024 + (p.splits == 1 ? groups * kTokens * 256 : 0);
-  auto* const last_to_arrive = reinterpret_cast<int*>(warps + groups * 4 * kWarpBytes);
   let_next_begin();
   const auto* const map = reinterpret_cast<const float*>(all.matrix[0].data + all.matrix[0].map_offset);
   TableRow<bf16, kNested> table;
@@ -176,6 +176,96 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
 
   const unsigned lane4 = lane * 4;
   const uint32_t panels = (kSharedBegin + kTableBytes) >> 4;  // where activations lie
+
+  // A float4 is what a lane holds of (tile, column group n): rows g and g + 8, activation rows 2 t and 2 t + 1. The sums of a unit lie in
+  // shared memory or, of all splits, in scratch.
+  constexpr int kUnit = 4 * kColumns * 32;  // float4s of a unit's sums
+  const bool leads = (threadIdx.x & 127) == 0;
+  float4* const here = reinterpret_cast<float4*>(activations + run * kTokens * 1024) + group * kUnit;
+  const auto barrier = [group] { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); };
+  // `kMine` pieces of a lane: everything is asked for before the first is put.
+  const auto put_pieces = [&]<int kMine, bool kGated>(int of, std::integral_constant<int, kMine>, std::bool_constant<kGated>) {
+    const float4* const sums = p.splits == 1 ? here : p.partial + static_cast<size_t>(of - p.first_unit) * p.splits * kUnit;
+    const int tile = kGated ? slot & 1 : slot, first_n = kGated ? slot >> 1 : 0;  // of gated units two warps have a tile's pieces in turn
+    constexpr int kStep = kGated ? 2 : 1;
+    const TilePlace at = kGated ? TilePlace{0, of * 2 + tile < all.matrix[1].first_tile ? of * 2 + tile : -1} : place(of);
+    if (at.tile < 0 || first_n >= kColumns) return;
+    const TileMatrix& m = all.matrix[at.product];
+    const int row = at.tile * 16 + g;
+    const float4* const from = sums + (tile * kColumns + first_n) * 32 + lane;
+    const int64_t corner = (first_n * 8 + 2 * t) * p.products.y_stride + m.first_row + row;
+    const auto inside = [&](int k, int j) { return (first_n + k * kStep) * 8 + 2 * t + j % 2 < all.rows && row + j / 2 * 8 < m.rows; };
+    const auto place_of_value = [&](int k, int j) { return corner + (k * kStep * 8 + j % 2) * p.products.y_stride + j / 2 * 8; };
+    float value[kMine][4], second[kGated ? kMine : 1][4];
+    const auto add = [&](float (&to)[4], const float4* what, bool is_first) {
+      const float4 v = p.splits == 1 ? *what : __ldcg(what);
+      to[0] = is_first ? v.x : to[0] + v.x, to[1] = is_first ? v.y : to[1] + v.y, to[2] = is_first ? v.z : to[2] + v.z, to[3] = is_first ? v.w : to[3] + v.w;
+    };
+    float before[kMine][4] = {};
+    if (all.output == LinearOutput::add_f32) {
+#pragma unroll
+      for (int k = 0; k < kMine; ++k) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (inside(k, j)) before[k][j] = static_cast<const float*>(all.y)[place_of_value(k, j)];
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kMine; ++k) {
+      add(value[k], from + k * kStep * 32, true);
+      if constexpr (kGated) add(second[k], from + 2 * kColumns * 32 + k * kStep * 32, true);
+    }
+#pragma unroll 4
+    for (int s = 1; s < p.splits; ++s) {
+#pragma unroll
+      for (int k = 0; k < kMine; ++k) {
+        add(value[k], from + s * kUnit + k * kStep * 32, false);
+        if constexpr (kGated) add(second[k], from + s * kUnit + 2 * kColumns * 32 + k * kStep * 32, false);
+      }
+    }
+    const float bias[2] = {bias_of(m, row), bias_of(m, row + 8)}, up_bias[2] = {kGated ? bias_of(all.matrix[1], row) : 0, kGated ? bias_of(all.matrix[1], row + 8) : 0};
+#pragma unroll
+    for (int k = 0; k < kMine; ++k) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (!inside(k, j)) continue;
+        float v = before[k][j] + value[k][j] + bias[j / 2];
+        if constexpr (kGated) {
+          v = activated(all.activation, v) * (second[k][j] + up_bias[j / 2]);
+        } else if (all.output == LinearOutput::activated) {
+          v = activated(all.activation, v);
+        }
+        if (all.output == LinearOutput::store_f32) {
+          v *= all.scale;
+          if (all.soft_cap > 0) v = capped(v, all.soft_cap);
+        }
+        if (all.output == LinearOutput::add_f32 || all.output == LinearOutput::store_f32) {
+          static_cast<float*>(all.y)[place_of_value(k, j)] = v;
+        } else {
+          static_cast<bf16*>(all.y)[place_of_value(k, j)] = from_float<bf16>(v);
+        }
+      }
+    }
+  };
+  const auto put_unit = [&](int of) {
+    if (all.gated) {
+      put_pieces(of, std::integral_constant<int, (kColumns + 1) / 2>{}, std::true_type{});
+    } else {
+      put_pieces(of, std::integral_constant<int, kColumns>{}, std::false_type{});
+    }
+  };
+  // Once the sums of all splits are there. All blocks of the grid are on the device at once, or will be without this one's doing.
+  const auto finish = [&](int of) {
+    unsigned* const counter = p.arrived + (of - p.first_unit);
+    if (lane == 0) {
+      while (arrivals(counter) < static_cast<unsigned>(p.splits)) __nanosleep(20);
+    }
+    barrier();
+    if (leads) *counter = 0;
+    put_unit(of);
+  };
+  int waiting = -1, turn = 0;
   uint32_t parity = 0;
   for (; unit < p.end_unit; unit += workers) {
     float sum[kColumns][4] = {};
@@ -265,61 +355,25 @@ __global__ void __launch_bounds__(most_warpgroups(kTokens) * 128, 1) group_rows(
     }
     now = next;
 
-    // A float4 is what a lane holds of (tile, column group n): rows g and g + 8, activation rows 2 t and 2 t + 1. All sums of a unit meet,
-    // in shared memory or, of all splits, in scratch, and one piece of code takes them from there: unrolled it would be too long to fetch.
-    const auto barrier = [group] { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); };
-    constexpr int kUnit = 4 * kColumns * 32;  // float4s of a unit's sums
-    float4* const sums = p.splits == 1 ? reinterpret_cast<float4*>(activations + run * kTokens * 1024) + group * kUnit
-                                       : p.partial + static_cast<size_t>(unit - p.first_unit) * p.splits * kUnit;
-    float4* const own = sums + (p.splits == 1 ? 0 : split * kUnit) + slot * kColumns * 32 + lane;
+    if (p.splits == 1) {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) own[n * 32] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
-    if (p.splits > 1) __threadfence();
-    barrier();
-    if (p.splits > 1) {
-      if ((threadIdx.x & 127) == 0) {
-        unsigned* const counter = p.arrived + (unit - p.first_unit);
-        const bool last = atomicAdd(counter, 1u) == static_cast<unsigned>(p.splits) - 1;
-        if (last) *counter = 0;
-        last_to_arrive[group] = last;
-        __threadfence();
-      }
+      for (int n = 0; n < kColumns; ++n) here[(slot * kColumns + n) * 32 + lane] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
       barrier();
-      if (!last_to_arrive[group]) continue;
+      put_unit(unit);
+      barrier();  // the sums have been read
+      continue;
     }
-    const auto total = [&](int tile, int n) {
-      const float4* const from = sums + (tile * kColumns + n) * 32 + lane;
-      if (p.splits == 1) return *from;
-      float4 v = __ldcg(from);
-#pragma unroll 4
-      for (int s = 1; s < p.splits; ++s) {
-        const float4 more = __ldcg(from + s * kUnit);
-        v.x += more.x, v.y += more.y, v.z += more.z, v.w += more.w;
-      }
-      return v;
-    };
-    // Of gated units two warps have a tile's pieces in turn.
-    const int tile = all.gated ? slot & 1 : slot;
-    const TilePlace at = all.gated ? TilePlace{0, unit * 2 + tile < all.matrix[1].first_tile ? unit * 2 + tile : -1} : place(unit);
-    const TileMatrix& m = all.matrix[at.product];
-    const int row = at.tile * 16 + g;
-#pragma unroll 1
-    for (int n = all.gated ? slot >> 1 : 0; n < kColumns; n += all.gated ? 2 : 1) {
-      const int token = n * 8 + 2 * t;
-      float before[4];  // asked for before anything is written
+    float4* const own = p.partial + (static_cast<size_t>(unit - p.first_unit) * p.splits + split) * kUnit + slot * kColumns * 32 + lane;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) before[j] = at.tile >= 0 && token + j % 2 < all.rows ? former(all, m, row + j / 2 * 8, token + j % 2) : 0;
-      const float4 first = total(tile, n), second = all.gated ? total(tile + 2, n) : first;
-      if (at.tile < 0) break;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float value = before[j] + (j == 0 ? first.x : j == 1 ? first.y : j == 2 ? first.z : first.w) + bias_of(m, row + j / 2 * 8);
-        if (all.gated) value = activated(all.activation, value) * ((j == 0 ? second.x : j == 1 ? second.y : j == 2 ? second.z : second.w) + bias_of(all.matrix[1], row + j / 2 * 8));
-        if (token + j % 2 < all.rows) put<bf16>(all, m, row + j / 2 * 8, token + j % 2, value);
-      }
-    }
-    if (p.splits == 1) barrier();  // the sums have been read
+    for (int n = 0; n < kColumns; ++n) __stcg(own + n * 32, make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]));
+    barrier();
+    if (leads) arrive(p.arrived + (unit - p.first_unit));
+    // The splits put units in turn, each a unit later: by then the others' sums are there, most often.
+    if (waiting >= 0) finish(waiting);
+    waiting = turn == split ? unit : -1;
+    turn = turn + 1 < p.splits ? turn + 1 : 0;
   }
+  if (waiting >= 0) finish(waiting);
 #endif
 }
 

@@ -76,31 +76,38 @@ class Bench {
  public:
   Bench(Deployment& deployment, const Options& options) : d_(deployment), o_(options) {}
 
+  // Tokens a second while all sequences decode: from the last one's first token to the first one's last.
   Figure decode(const std::string& name, int32_t batch, int32_t context) {
+    using Clock = std::chrono::steady_clock;
     Figure figure{name, "tok/s", {}, {}};
     for (int32_t run = 0; run < o_.repeat + 1; ++run) {
       std::mutex mutex;
-      double longest = 0, tokens = 0;
       std::exception_ptr failure;
+      std::vector<std::vector<Clock::time_point>> arrived(static_cast<size_t>(batch));  // of each sequence's tokens
       std::vector<std::thread> askers;
-      for (int32_t i = 0; i < batch; ++i) {
-        askers.emplace_back([&, i] {
+      for (std::vector<Clock::time_point>& times : arrived) {
+        times.reserve(static_cast<size_t>(o_.tokens));
+        askers.emplace_back([&] {
           try {
             const Ask ask = ask_for(some_ids(context, vocab(), next_seed()), o_.tokens);
-            const LocalAnswer answer = ask_engine(d_, ask, {});
-            std::lock_guard lock(mutex);
-            longest = std::max(longest, answer.decode_seconds);
-            tokens += static_cast<double>(answer.all.token_ids.size()) - 1;
+            ask_engine(d_, ask, [&](const AnswerDelta& delta) { times.insert(times.end(), delta.token_ids.size(), Clock::now()); });
           } catch (...) {
             std::lock_guard lock(mutex);
             failure = std::current_exception();
           }
-          (void)i;
         });
       }
       for (std::thread& asker : askers) asker.join();
       if (failure) std::rethrow_exception(failure);
-      if (run > 0 && longest > 0) figure.values.push_back(tokens / longest);  // the first run warms up
+      if (run == 0) continue;  // it warms up
+      Clock::time_point begin = Clock::time_point::min(), end = Clock::time_point::max();
+      for (const auto& times : arrived) begin = std::max(begin, times.front()), end = std::min(end, times.back());
+      if (end <= begin) {
+        bad_input("--tokens", "is " + std::to_string(o_.tokens) + ", too few for " + name + ": the first sequence has ended before the last begins to decode");
+      }
+      int64_t tokens = 0;
+      for (const auto& times : arrived) tokens += std::upper_bound(times.begin(), times.end(), end) - std::upper_bound(times.begin(), times.end(), begin);
+      figure.values.push_back(static_cast<double>(tokens) / std::chrono::duration<double>(end - begin).count());
     }
     return figure;
   }
