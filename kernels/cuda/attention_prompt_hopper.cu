@@ -7,7 +7,7 @@
 #include "kernels/cuda/attention_copy.cuh"
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/attention_rows.cuh"
-#include "kernels/cuda/attention_wgmma.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace tandem::cuda {
 namespace {

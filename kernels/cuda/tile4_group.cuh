@@ -12,8 +12,8 @@
 #include <type_traits>
 
 #include "kernels/base/cuda/bulk.cuh"
-#include "kernels/cuda/attention_wgmma.cuh"
 #include "kernels/cuda/tile4.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 namespace tandem::cuda {
 
@@ -39,36 +39,6 @@ inline int group_rows_shared(int tokens, int warpgroups, const GroupRows& p) {
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// c = a b or c += a b: a warpgroup's 64 rows, depth 16, 8 columns for each piece of c.
-#define TANDEM_PIECE(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
-template <bool kAdd>
-__device__ __forceinline__ void multiply_group(float (&c)[1][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, "
-               "{%4,%5,%6,%7}, %8, %9, 1, 1, 0;"
-               : TANDEM_PIECE(0)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-}
-template <bool kAdd>
-__device__ __forceinline__ void multiply_group(float (&c)[2][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, "
-               "{%8,%9,%10,%11}, %12, %13, 1, 1, 0;"
-               : TANDEM_PIECE(0), TANDEM_PIECE(1)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-}
-template <bool kAdd>
-__device__ __forceinline__ void multiply_group(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-               "{%16,%17,%18,%19}, %20, %21, 1, 1, 0;"
-               : TANDEM_PIECE(0), TANDEM_PIECE(1), TANDEM_PIECE(2), TANDEM_PIECE(3)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-}
-#undef TANDEM_PIECE
-
-// All products but the newest `kLeft` batches have ended.
-template <int kLeft>
-__device__ __forceinline__ void wait_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-}
 // What the block's threads wrote before a barrier is seen by who reads the counter with arrivals().
 __device__ __forceinline__ void arrive(unsigned* counter) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory"); }
 __device__ __forceinline__ unsigned arrivals(const unsigned* counter) {
@@ -76,9 +46,6 @@ __device__ __forceinline__ unsigned arrivals(const unsigned* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(counter) : "memory");
   return v;
 }
-__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Registers that a product reads until it has ended: named after the wait, so that nothing else is put there before.
-__device__ __forceinline__ void keep(const uint32_t (&a)[4]) { asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory"); }
 #endif
 
 template <bool kNested, int kTokens>

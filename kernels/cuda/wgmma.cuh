@@ -1,5 +1,5 @@
 // wgmma with the left operand in registers and the right one in shared memory, for compute capability 9.0: a warpgroup's 64 rows times
-// 64 or 32 columns, depth 16, fp32 sums. Tiles in shared memory are panels of 64 columns: rows of 128 bytes, 16-byte pieces exchanged
+// 8 to 64 columns, depth 16, fp32 sums. Tiles in shared memory are panels of 64 columns: rows of 128 bytes, 16-byte pieces exchanged
 // within 1024 bytes (the 128-byte swizzle of PTX's shared memory matrix layouts); a panel begins at a multiple of 1024 bytes.
 #pragma once
 #include <cstdint>
@@ -53,6 +53,41 @@ TANDEM_WGMMA_64(multiply_scores, f16, "f16", "0")
 TANDEM_WGMMA_64(multiply_weighted, bf16, "bf16", "1")
 TANDEM_WGMMA_64(multiply_weighted, f16, "f16", "1")
 #undef TANDEM_WGMMA_64
+
+// ---- products that go on while something else is done
+// c = a b or c += a b: a warpgroup's 64 rows, depth 16, 8 columns for each piece of c.
+#define TANDEM_PIECE(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[1][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, "
+               "{%4,%5,%6,%7}, %8, %9, 1, 1, 0;"
+               : TANDEM_PIECE(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[2][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7}, "
+               "{%8,%9,%10,%11}, %12, %13, 1, 1, 0;"
+               : TANDEM_PIECE(0), TANDEM_PIECE(1)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+template <bool kAdd>
+__device__ __forceinline__ void multiply_group(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+               "{%16,%17,%18,%19}, %20, %21, 1, 1, 0;"
+               : TANDEM_PIECE(0), TANDEM_PIECE(1), TANDEM_PIECE(2), TANDEM_PIECE(3)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+}
+#undef TANDEM_PIECE
+
+// All products but the newest `kLeft` batches have ended.
+template <int kLeft>
+__device__ __forceinline__ void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Registers that a product reads until it has ended: named after the wait, so that nothing else is put there before.
+__device__ __forceinline__ void keep(const uint32_t (&a)[4]) { asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory"); }
 #endif
 
 }  // namespace tandem::cuda
