@@ -1,6 +1,6 @@
 #!/bin/bash
-# Is Tandem right and fast on this machine's GPUs? Needs a bundle (tools/bundle.sh) with tandem and, for the kernel tests, kernels_cuda_test
-# and sharding_comm_test; Python 3; the fixtures of this checkout. Never stops at the first failure; a table comes last.
+# Is Tandem right and fast on this machine's GPUs? Needs a bundle (tools/bundle.sh) with tandem, serve_bench and, for the kernel tests,
+# kernels_cuda_test and sharding_comm_test; Python 3; the fixtures of this checkout. Never stops at the first failure; a table comes last.
 #   tools/gpu_check.sh BUNDLE [--quick] [--correctness] [--bench] [--two] [--device cuda] [--logs FOLDER]
 #     --correctness  kernel tests; tiny checkpoints against transformers, larger ones against the CPU, batches, chunks, repeats
 #     --bench        speeds of large models with synthetic weights
@@ -165,31 +165,73 @@ twice() {  # MODEL OPTION...: the same bytes
   cmp "$work/twice.1.npy" "$work/twice.2.npy" && echo "same bytes"
 }
 
-# A server of worker processes, asked by the client. PROMPT's answer is that of generate.
-served() {  # MODEL OPTION...
-  local model=$1 prompt=1,2,3,4,5 wanted address pid code=1
-  shift
-  wanted=$(tandem generate $model --device "$device" --compute fp32 --prompt-ids $prompt --max-tokens 8 --ignore-eos --temperature 0) || return 1
-  "$run" tandem serve $model --compute fp32 --listen 127.0.0.1:0 "$@" 2>"$work/serve.log" &
-  pid=$!
+# A server in the background: sets pid and address. What it says goes to $work/serve.log.
+start_server() {  # MODEL OPTION...
+  "$run" tandem serve "$@" --listen 127.0.0.1:0 2>"$work/serve.log" &
+  pid=$! address=
   for _ in $(seq 600); do
     address=$(sed -n 's/^listening on //p' "$work/serve.log")
-    [ -n "$address" ] && break
+    [ -n "$address" ] && return 0
     kill -0 $pid 2>/dev/null || break
     sleep 0.1
   done
-  if [ -n "$address" ]; then
-    tandem client "$address" --prompt-ids $prompt --max-tokens 8 --ignore-eos --temperature 0 --json >"$work/client.json" &&
-      python3 -c 'import json, sys; got = ",".join(map(str, json.load(open(sys.argv[1]))["token_ids"])); print("ids equal" if got == sys.argv[2] else f"ids {got}, not {sys.argv[2]}"); sys.exit(got != sys.argv[2])' "$work/client.json" "$wanted"
-    code=$?
-  fi
+  cat "$work/serve.log"
+  return 1
+}
+stop_server() {
   kill -TERM $pid 2>/dev/null
-  wait $pid || code=1
-  [ $code = 0 ] && echo "ids equal" || cat "$work/serve.log"
+  wait $pid || { cat "$work/serve.log"; return 1; }
+}
+asked() {  # WANTED: the client's answer is that
+  local got
+  tandem client "$address" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0 --json >"$work/client.json" || return 1
+  got=$(python3 -c 'import json, sys; print(",".join(map(str, json.load(open(sys.argv[1]))["token_ids"])))' "$work/client.json")
+  [ "$got" = "$1" ] || { echo "ids $got, not $1"; return 1; }
+}
+alone() { tandem generate "$@" --device "$device" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0; }
+descendants() { local child; for child in $(pgrep -P "$1"); do echo "$child"; descendants "$child"; done; }
+gpu_memory() { command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | paste -sd+ | bc || echo 0; }
+
+# A server, asked by the client: the answer is that of generate.
+served() {  # MODEL OPTION...
+  local model=$1 wanted code
+  shift
+  wanted=$(alone $model --compute fp32) && start_server $model --compute fp32 "$@" || return 1
+  asked "$wanted"
+  code=$?
+  stop_server && [ $code = 0 ] && echo "ids equal"
+}
+
+# A rank's process is killed (or stopped): the server starts its ranks again and answers as before; in the end no GPU memory is held.
+survived() {  # SIGNAL MODEL OPTION...
+  local signal=$1 model=$2 wanted worker code=1 before after began
+  shift 2
+  before=$(gpu_memory)
+  wanted=$(alone $model --compute fp32) && start_server $model --compute fp32 "$@" && asked "$wanted" || return 1
+  worker=$(for p in $(descendants $pid); do grep -qa worker /proc/$p/cmdline 2>/dev/null && echo $p; done | tail -1)
+  [ -n "$worker" ] || { echo "no rank to kill"; stop_server; return 1; }
+  began=$(date +%s%N)
+  kill -"$signal" "$worker"
+  for _ in $(seq 300); do asked "$wanted" >/dev/null 2>&1 && { code=0; break; }; sleep 0.2; done
+  [ $code = 0 ] && echo "answers again after $((($(date +%s%N) - began) / 1000000)) ms" || cat "$work/serve.log"
+  stop_server || code=1
+  after=$(gpu_memory)
+  [ "$after" -le "$((before + 64))" ] || { echo "GPU memory: $before MiB before, $after after"; code=1; }
   return $code
 }
 
-export -f tandem mpi gtest ids known compare against_transformers greedy against_cpu batches twice served
+# 64 clients at once, and a long prompt while they are answered.
+crowd() {  # MODEL OPTION...
+  local code
+  start_server "$@" || return 1
+  "$run" serve_bench "$address" 64 64 20 300
+  code=$?
+  stop_server || code=1
+  return $code
+}
+
+export -f tandem mpi gtest ids known compare against_transformers greedy against_cpu batches twice
+export -f start_server stop_server asked alone descendants gpu_memory served survived crowd
 
 # ---- speeds: a part whose JSON lines become rows of their own
 
@@ -246,6 +288,7 @@ check_correctness() {
   part "batches" 120 batches "$small --format nf4" "${on[@]}"
   part "twice" 60 twice "$small --format nf4" "${on[@]}"
   part "served" 120 served "$small --format nf4" "${on[@]}"
+  part "64 clients" 180 crowd $small --format nf4 --max-batch 32 --context 512 "${on[@]}"
 }
 
 check_bench() {
@@ -279,6 +322,11 @@ check_two() {
   done
   part "served, 2 processes, pp" 180 served "preset:smollm2-135m --weights synthetic:7 --format nf4" --ranks 2 --pp 2 "${on[@]}"
   part "served, 2 processes, tp" 180 served "$large --format nf4" --ranks 2 --tp 2 "${on[@]}"
+  for signal in KILL STOP; do
+    part "served, a rank's SIG$signal, pp" 120 survived $signal "preset:smollm2-135m --weights synthetic:7 --format nf4" --ranks 2 --pp 2 "${on[@]}"
+    part "served, a rank's SIG$signal, tp" 120 survived $signal "$large --format nf4" --ranks 2 --tp 2 "${on[@]}"
+  done
+  part "64 clients, 2 processes" 180 crowd $large --format nf4 --ranks 2 --pp 2 --max-batch 32 --context 512 "${on[@]}"
   part "mpirun -n 2 generate" 120 mpi -n 2 tandem generate $large --format nf4 --tp 2 --prompt-ids 1,2,3 --max-tokens 8 --ignore-eos "${on[@]}"
   [ "$device" = cpu ] && return
   local cases=load,decode/b1/c128,decode/b8/c128,decode/b32/c128,prefill/2048 nf4="--weights synthetic --format nf4 --double-quant" save=$device
