@@ -23,9 +23,9 @@ using Seconds = std::chrono::duration<double>;
 
 constexpr double kJoinSeconds = 30 * kSlowFactor;  // from the first rank in MPI_Init to the last
 constexpr double kPulseSeconds = 0.2;
-constexpr double kSilentSeconds = 2 * kSlowFactor;     // rank 0 without a word
-constexpr double kConnectSeconds = 2.5 * kSlowFactor;  // to rank 0, which has just said that it listens
-constexpr double kStepSeconds = 0.3;                   // each rank waits so much longer than the one before: the lowest one tells
+constexpr double kSilentSeconds = 1.5 * kSlowFactor;  // rank 0 without a word: as long as a lease
+constexpr double kConnectSeconds = 2 * kSlowFactor;   // to rank 0, which has just said that it listens
+constexpr double kStepSeconds = 0.3;                  // each rank waits so much longer than the one before: the lowest one tells
 
 enum class Word : int32_t { alive, begin, end };
 struct Notice {  // rank 0 to each of the others: `alive` any number of times, each time answered, then one of the others
