@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 
 #include "sharding/paragraph.h"
 
@@ -37,18 +38,18 @@ std::string brief(const std::string& binding) { return binding.substr(0, std::mi
 
 struct Column {
   const char* title;
-  bool right;
+  bool right, always;  // not always: only where rows differ
   std::string (*text)(const SolutionRow&);
 };
 constexpr Column kColumns[] = {
-    {"context", true, [](const SolutionRow& r) { return std::to_string(r.context); }},
-    {"batch", true, [](const SolutionRow& r) { return std::to_string(r.batch); }},
-    {"format", false, [](const SolutionRow& r) { return r.format; }},
-    {"gpus", false, [](const SolutionRow& r) { return r.gpus; }},
-    {"used", true, [](const SolutionRow& r) { return human_bytes(r.used_bytes); }},
-    {"tokens/s", true, [](const SolutionRow& r) { return rate(r.decode_tokens_per_second); }},
-    {"verdict", false, [](const SolutionRow& r) { return words(r.verdict); }},
-    {"stopped by", false, [](const SolutionRow& r) { return brief(r.binding); }},
+    {"context", true, true, [](const SolutionRow& r) { return std::to_string(r.context); }},
+    {"batch", true, true, [](const SolutionRow& r) { return std::to_string(r.batch); }},
+    {"format", false, false, [](const SolutionRow& r) { return r.format; }},
+    {"gpus", false, false, [](const SolutionRow& r) { return r.gpus; }},
+    {"used", true, true, [](const SolutionRow& r) { return human_bytes(r.used_bytes); }},
+    {"tokens/s", true, true, [](const SolutionRow& r) { return rate(r.decode_tokens_per_second); }},
+    {"verdict", false, true, [](const SolutionRow& r) { return words(r.verdict); }},
+    {"stopped by", false, true, [](const SolutionRow& r) { return brief(r.binding); }},
 };
 
 }  // namespace
@@ -71,15 +72,22 @@ std::string table(const Solution& solution, int columns) {
   std::string out;
   wrap(out, solution.headline, width, 2);
   out += "\n";
-  std::vector<std::string> lines(solution.rows.size() + 1);
+  std::vector<SolutionRow> rows = solution.rows;
+  // Beside a value that does not fit it says why; what stops the next of a value that fits is said where each row is an answer.
+  const auto fits = [](const SolutionRow& row) { return row.verdict == Verdict::fits; };
+  if (!std::all_of(rows.begin(), rows.end(), fits)) {
+    for (SolutionRow& row : rows) row.binding = fits(row) ? "" : row.binding;
+  }
+  std::vector<std::string> lines(rows.size() + 1);
   for (const Column& column : kColumns) {
     std::vector<std::string> cells = {column.title};
     size_t widest = 0, wide = cells[0].size();
-    for (const SolutionRow& row : solution.rows) {
+    for (const SolutionRow& row : rows) {
       cells.push_back(column.text(row));
       widest = std::max(widest, cells.back().size());
     }
-    if (widest == 0) continue;  // nothing is known of it
+    const bool differ = std::adjacent_find(cells.begin() + 1, cells.end(), std::not_equal_to<>()) != cells.end();
+    if (widest == 0 || !(column.always || differ)) continue;
     wide = std::max(wide, widest);
     for (size_t i = 0; i < cells.size(); ++i) lines[i] += "  " + pad(cells[i], wide, column.right);
   }
@@ -88,7 +96,7 @@ std::string table(const Solution& solution, int columns) {
     out += shown.substr(0, shown.find_last_not_of(' ') + 1) + "\n";
   }
   out += "\n";
-  if (!solution.binding.empty()) wrap(out, "binding: " + solution.binding, width, 2);
+  if (!solution.binding.empty()) wrap(out, "binding: " + solution.binding + (solution.answer && solution.next ? " (beside the reserve)" : ""), width, 2);
   if (solution.plan) {
     const Plan& plan = *solution.plan;
     if (!plan.binding.empty()) wrap(out, "the plan's fullest: " + plan.binding, width, 2);
