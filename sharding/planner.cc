@@ -265,9 +265,9 @@ class Search {
                        [&](const auto& order) { return feasible(order, keep_reserve); });
   }
 
-  // The split with the least total over its stages (sum or maximum of `price`) among those inside the limits; `extra` (not negative) is added per order.
+  // The split with the least total over its stages (sum or maximum of `price`) among those inside the limits; `extra`, never negative, is
+  // added per order.
   using Price = std::function<double(int group, int from, int to)>;
-  static constexpr double kNoBound = std::numeric_limits<double>::infinity();
   struct Found {
     Split split;
     Cost cost;
@@ -278,7 +278,9 @@ class Search {
     int best_changes = 0;
     for (const auto& order : sequences_.orders) {
       if (keep_reserve && !feasible(order, *keep_reserve)) continue;
-      std::optional<Found> found = fixed_.empty() ? cheapest(order, sum, price, keep_reserve, best ? best->cost.first : kNoBound) : as_fixed(order, sum, price);
+      const double most = best ? best->cost.first : std::numeric_limits<double>::infinity();
+      std::optional<Found> found =
+          fixed_.empty() ? cheapest(order, sum, price, keep_reserve, most) : as_fixed(order, sum, price);
       if (!found) continue;
       found->cost.first += extra ? extra(order) : 0;
       // Of equals: fewer stages when only their sum counts, then the tie-breaking cost, then fewer changes of node, then the order given.
@@ -345,10 +347,10 @@ class Search {
       for (int begin = s; begin < layers; ++begin) {
         if (!cost[s][begin]) continue;
         for (int end = last ? layers : begin + 1; end <= layers - (stages - 1 - s); ++end) {
-          if (keep_reserve && model_.excess(order[s], begin, end, *keep_reserve) > 0) break;  // more layers need more
           Cost next = *cost[s][begin];
           add(next, sum, price(order[s], begin, end));
           if (next.first > most) break;  // more layers cost more
+          if (keep_reserve && model_.excess(order[s], begin, end, *keep_reserve) > 0) break;  // more layers need more
           if (!cost[s + 1][end] || next < *cost[s + 1][end]) cost[s + 1][end] = next, from[s + 1][end] = begin;
         }
       }
