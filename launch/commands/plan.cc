@@ -94,7 +94,7 @@ Command add_plan(CLI::App& app) {
   for (const char* name : {"--max-memory", "--gpus", "--cluster", "--reserve", "--objective", "--chunk", "--page", "--double-quant"}) {
     command->get_option(name)->group(group);
   }
-  command->add_option("--solve", o.solve, "the most that fits: context, batch, frontier (both), format; or the fewest devices")->type_name("WHAT");
+  command->add_option("--solve", o.solve, "the most that fits: context, batch, frontier (both), devices (fewest), format")->type_name("WHAT");
   command->add_flag("--json", o.json, "the plan as JSON, nothing else");
   command->add_option("-o,--output", o.output, "write the plan as JSON");
   command->add_option("--html", o.html, "draw the plan into this file");
