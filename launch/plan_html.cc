@@ -154,7 +154,8 @@ std::string page(const std::string& title, const std::string& body) {
 }  // namespace
 
 std::string plan_html(const Plan& plan) {
-  return page(escaped(plan.model_name.empty() ? "plan" : plan.model_name), facts(plan) + "<h2>Stages</h2>\n" + stages_svg(plan) + "<h2>Memory</h2>\n" + devices_svg(plan) + legend());
+  return page(escaped(plan.model_name.empty() ? "plan" : plan.model_name),
+              facts(plan) + "<h2>Stages</h2>\n" + stages_svg(plan) + "<h2>Memory</h2>\n" + devices_svg(plan) + legend());
 }
 
 std::string frontier_html(const Solution& frontier) {
@@ -162,7 +163,8 @@ std::string frontier_html(const Solution& frontier) {
   for (const SolutionRow& row : frontier.rows) {
     rows += "<tr><th>" + std::to_string(row.context) + "</th><td>" + std::to_string(row.batch) + "</td><td>" + escaped(row.binding) + "</td></tr>\n";
   }
-  return page("frontier", "<p>" + escaped(frontier.headline) + "</p>\n" + frontier_svg(frontier) + "<table>\n<tr><th>context</th><th>batch</th><th>stopped by</th></tr>\n" + rows + "</table>\n");
+  return page("frontier", "<p>" + escaped(frontier.headline) + "</p>\n" + frontier_svg(frontier) +
+                              "<table>\n<tr><th>context</th><th>batch</th><th>stopped by</th></tr>\n" + rows + "</table>\n");
 }
 
 }  // namespace tandem

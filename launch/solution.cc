@@ -100,7 +100,9 @@ std::string table(const Solution& solution, int columns) {
   if (solution.plan) {
     const Plan& plan = *solution.plan;
     if (!plan.binding.empty()) wrap(out, "the plan's fullest: " + plan.binding, width, 2);
-    for (const Remedy& remedy : plan.remedies) wrap(out, remedy.change + ": gains " + human_bytes(remedy.gains_bytes) + (remedy.enough ? ", enough" : ", not enough alone"), width, 4, 2);
+    for (const Remedy& remedy : plan.remedies) {
+      wrap(out, remedy.change + ": gains " + human_bytes(remedy.gains_bytes) + (remedy.enough ? ", enough" : ", not enough alone"), width, 4, 2);
+    }
   }
   return out;
 }

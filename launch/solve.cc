@@ -9,6 +9,7 @@
 #include "kernels/formats/format.h"
 #include "launch/devices.h"
 #include "launch/topology.h"
+#include "sharding/cluster.h"
 
 namespace tandem {
 namespace {
@@ -156,9 +157,14 @@ Solution solution_of(Desk& desk, const Ladder& ladder, Climb found, const std::s
 
 std::string nothing_fits(const Plan& plan) { return "nothing fits: " + plan.reason; }
 
-std::string workload_words(const Plan& plan) { return plan.model_name + ", " + plan.format + ", KV " + plan.kv_dtype; }
+// `value` is the answer, `claim` what it is; `words`: of what.
+std::string headline(Verdict verdict, const std::string& value, const std::string& claim, const std::string& words) {
+  if (verdict == Verdict::fits) return value + ": " + claim + " (" + words + ")";
+  return "nothing keeps the reserve; " + value + " asks least, and fits with less of it (" + words + ")";
+}
 
-std::string verdict_words(Verdict verdict) { return verdict == Verdict::tight ? ", and with less than the reserve" : ""; }
+std::string size_words(const Plan& plan) { return "context " + std::to_string(plan.workload.context) + ", batch " + std::to_string(plan.workload.batch); }
+std::string model_words(const Plan& plan) { return plan.model_name + ", " + plan.format + ", KV " + plan.kv_dtype; }
 
 Ladder contexts(const Wanted& asked, int32_t most) {
   const int32_t page = asked.request.size.page;
@@ -193,9 +199,8 @@ Solution solve_context(const Wanted& asked) {
   const Ladder ladder = contexts(asked, most);
   Solution solution = solution_of(desk, ladder, climb(desk, ladder), own_context(most));
   const Plan& plan = *solution.plan;
-  solution.headline = solution.answer ? "context " + std::to_string(plan.workload.context) + " tokens: the longest that fits with batch " +
-                                            std::to_string(plan.workload.batch) + verdict_words(plan.verdict) + " (" + workload_words(plan) + ")"
-                                      : nothing_fits(plan);
+  const std::string value = "context " + std::to_string(plan.workload.context) + " tokens", claim = "the longest that fits with batch " + std::to_string(plan.workload.batch);
+  solution.headline = solution.answer ? headline(solution.verdict, value, claim, model_words(plan)) : nothing_fits(plan);
   return solution;
 }
 
@@ -204,9 +209,8 @@ Solution solve_batch(const Wanted& asked) {
   const Ladder ladder = batches(asked);
   Solution solution = solution_of(desk, ladder, climb(desk, ladder), "--max-batch, which is at most " + std::to_string(kMostBatch));
   const Plan& plan = *solution.plan;
-  solution.headline = solution.answer ? "batch " + std::to_string(plan.workload.batch) + ": the most sequences that fit with context " +
-                                            std::to_string(plan.workload.context) + verdict_words(plan.verdict) + " (" + workload_words(plan) + ")"
-                                      : nothing_fits(plan);
+  const std::string value = "batch " + std::to_string(plan.workload.batch), claim = "the most sequences that fit with context " + std::to_string(plan.workload.context);
+  solution.headline = solution.answer ? headline(solution.verdict, value, claim, model_words(plan)) : nothing_fits(plan);
   return solution;
 }
 
@@ -254,7 +258,8 @@ Solution solve_frontier(const Wanted& asked) {
     solution.rows = {row};
     return solution;
   }
-  solution.headline = "context x batch: the most sequences at once for each context" + verdict_words(solution.verdict) + " (" + workload_words(*solution.plan) + ")";
+  solution.headline = headline(solution.verdict, solution.verdict == Verdict::fits ? "context x batch" : size_words(*solution.plan),
+                               "the most sequences at once for each context", model_words(*solution.plan));
   solution.plan.reset();
   solution.binding.clear();
   return solution;
@@ -298,12 +303,9 @@ Solution solve_devices(const Wanted& asked) {
     if (rows.size() == 1 || rank(one) < rank(best)) best = std::move(one);
   }
   const Plan& plan = *best.plan;
-  best.headline = best.answer ? best.answer->gpus + ": the fewest devices that fit context " + std::to_string(plan.workload.context) + ", batch " +
-                                    std::to_string(plan.workload.batch) + verdict_words(plan.verdict) + " (" + workload_words(plan) + ")"
+  best.headline = best.answer ? headline(best.verdict, best.answer->gpus, "the fewest devices that fit " + size_words(plan), model_words(plan))
                               : nothing_fits(plan);
-  if (kinds.size() > 1) {
-    best.rows = rows;
-  }
+  if (kinds.size() > 1) best.rows = rows;
   return best;
 }
 
@@ -374,13 +376,13 @@ Solution solve_format(const Wanted& asked) {
     if (solution.plan->verdict == Verdict::tight) solution.answer = solution.rows.back();
   }
   solution.verdict = solution.answer ? solution.answer->verdict : Verdict::no;
-  const auto at = std::find_if(solution.rows.begin(), solution.rows.end(), [&](const SolutionRow& row) { return solution.answer && row.format == solution.answer->format; });
   if (!solution.answer) {
     solution.next = solution.rows.back();
     solution.binding = solution.plan->reason;
     solution.headline = nothing_fits(*solution.plan);
     return solution;
   }
+  const auto at = std::find_if(solution.rows.begin(), solution.rows.end(), [&](const SolutionRow& row) { return row.format == solution.answer->format; });
   if (at != solution.rows.begin()) {
     const auto index = static_cast<size_t>(at - solution.rows.begin()) - 1;
     SolutionRow& better = solution.rows[index];
@@ -391,8 +393,8 @@ Solution solve_format(const Wanted& asked) {
     solution.binding = "no better format is made on load";
   }
   solution.answer->binding = at->binding = solution.binding;
-  solution.headline = "--format " + solution.answer->format + ": the best format that fits context " + std::to_string(solution.answer->context) + ", batch " +
-                      std::to_string(solution.answer->batch) + verdict_words(solution.verdict) + " (" + solution.plan->model_name + ", KV " + solution.plan->kv_dtype + ")";
+  solution.headline = headline(solution.verdict, "--format " + solution.answer->format, "the best format that fits " + size_words(*solution.plan),
+                               solution.plan->model_name + ", KV " + solution.plan->kv_dtype);
   return solution;
 }
 
@@ -430,7 +432,8 @@ std::vector<std::string> formats_by_quality() {
   for (const Format* format : formats()) {
     if (format->is_dense() ? format->dtype() == DType::bf16 : can_be_made(*format)) order.push_back(format);
   }
-  std::stable_sort(order.begin(), order.end(), [](const Format* a, const Format* b) { return stored_bytes(*a, kSide, kSide) > stored_bytes(*b, kSide, kSide); });
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Format* a, const Format* b) { return stored_bytes(*a, kSide, kSide) > stored_bytes(*b, kSide, kSide); });
   std::vector<std::string> names;
   for (const Format* format : order) names.emplace_back(format->name());
   return names;
@@ -441,9 +444,12 @@ Solution solve(const std::string& question, const ModelOptions& model, const Pla
   for (const Question& known : questions()) {
     if (known.name != question) continue;
     for (const Option& option : known.fixed_by) {
-      if (option.given(asked)) bad_input("--solve", "is " + question + " together with " + std::string(option.name) + ", which fixes it (leave out one of them)");
+      if (!option.given(asked)) continue;
+      bad_input("--solve", "is " + question + " together with " + std::string(option.name) + ", which fixes it (leave out one of them)");
     }
-    if (known.needs_gpus && request.budget.gpus.empty()) bad_input("--solve", "is " + question + " without --gpus (which names the kinds: --gpus rtx3090,a4000)");
+    if (known.needs_gpus && request.budget.gpus.empty()) {
+      bad_input("--solve", "is " + question + " without --gpus (which names the kinds: --gpus rtx3090,a4000)");
+    }
     Solution solution = known.answer(asked);
     solution.question = question;
     return solution;

@@ -269,6 +269,7 @@ TEST(Solve, OnlyWithLessThanTheReserve) {
   for (const char* question : {"context", "batch", "frontier"}) {
     const Solution s = solve(question, model_of("llama-3.2-1b"), request);
     EXPECT_EQ(s.verdict, Verdict::tight) << question;
+    EXPECT_THAT(s.headline, HasSubstr("nothing keeps the reserve; ")) << question;
     ASSERT_EQ(s.answer.has_value(), question != std::string("frontier"));
     const SolutionRow& row = s.rows.front();
     EXPECT_EQ(row.verdict, Verdict::tight);
