@@ -1,6 +1,7 @@
 #include "launch/plan_html.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 namespace tandem {
@@ -122,15 +123,48 @@ std::string facts(const Plan& plan) {
   return out + "</table>\n";
 }
 
-}  // namespace
+// Context against batch on doubling scales; below and left of the line fits.
+std::string frontier_svg(const Solution& frontier) {
+  constexpr double kHeight = 420, kTop = 20, kBottom = 50, kSide = 70;
+  const auto& rows = frontier.rows;
+  const auto span = [](double least, double most) { return std::max(std::log2(most / least), 1.0); };
+  const double least = rows.front().context, wide = span(least, rows.back().context), high = span(1, rows.front().batch);
+  const auto x = [&](double context) { return kSide + std::log2(context / least) / wide * (kWidth - 2 * kSide - 40); };
+  const auto y = [&](double batch) { return kHeight - kBottom - std::log2(batch) / high * (kHeight - kTop - kBottom - 20); };
+  std::string line, points;
+  for (const SolutionRow& row : rows) {
+    const std::string tip = "context " + std::to_string(row.context) + ", batch " + std::to_string(row.batch) + "; stopped by " + row.binding;
+    line += number(x(row.context)) + "," + number(y(row.batch)) + " ";
+    points += "<circle cx='" + number(x(row.context)) + "' cy='" + number(y(row.batch)) + "' r='5' fill='#3b6fb6'><title>" + escaped(tip) + "</title></circle>\n";
+    points += label(x(row.context) + 8, y(row.batch) - 8, std::to_string(row.batch)) +
+              label(x(row.context), kHeight - kBottom + 20, std::to_string(row.context), "text-anchor='middle'");
+  }
+  return "<svg viewBox='0 0 " + std::to_string(kWidth) + " " + number(kHeight) + "' role='img' aria-label='context against batch'>\n<polyline points='" + line +
+         "' fill='none' stroke='#3b6fb6' stroke-width='2'/>\n" + points + label(kWidth / 2.0, kHeight - 8, "context, tokens", "text-anchor='middle'") +
+         label(4, kTop, "sequences at once") + "</svg>\n";
+}
 
-std::string plan_html(const Plan& plan) {
-  const std::string title = escaped(plan.model_name.empty() ? "plan" : plan.model_name);
+std::string page(const std::string& title, const std::string& body) {
   return "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'><title>" + title +
          "</title>\n<style>body{font:15px system-ui,sans-serif;max-width:1040px;margin:2em auto;color:#222}svg{width:100%;font:14px system-ui,sans-serif}"
          "th{text-align:left;padding:2px 14px 2px 0;vertical-align:top;font-weight:normal;color:#666}.key{display:inline-block;width:12px;height:12px;"
-         "margin-right:4px}</style></head>\n<body><h1>" + title + "</h1>\n" + facts(plan) + "<h2>Stages</h2>\n" + stages_svg(plan) + "<h2>Memory</h2>\n" + devices_svg(plan) +
-         legend() + "</body></html>\n";
+         "margin-right:4px}</style></head>\n<body><h1>" + title + "</h1>\n" + body + "</body></html>\n";
+}
+
+}  // namespace
+
+std::string plan_html(const Plan& plan) {
+  return page(escaped(plan.model_name.empty() ? "plan" : plan.model_name),
+              facts(plan) + "<h2>Stages</h2>\n" + stages_svg(plan) + "<h2>Memory</h2>\n" + devices_svg(plan) + legend());
+}
+
+std::string frontier_html(const Solution& frontier) {
+  std::string rows;
+  for (const SolutionRow& row : frontier.rows) {
+    rows += "<tr><th>" + std::to_string(row.context) + "</th><td>" + std::to_string(row.batch) + "</td><td>" + escaped(row.binding) + "</td></tr>\n";
+  }
+  return page("frontier", "<p>" + escaped(frontier.headline) + "</p>\n" + frontier_svg(frontier) +
+                              "<table>\n<tr><th>context</th><th>batch</th><th>stopped by</th></tr>\n" + rows + "</table>\n");
 }
 
 }  // namespace tandem

@@ -3,10 +3,12 @@
 #pragma once
 #include <string>
 
+#include "launch/solution.h"
 #include "sharding/plan.h"
 
 namespace tandem {
 
 std::string plan_html(const Plan& plan);
+std::string frontier_html(const Solution& frontier);  // context against batch, both doubling
 
 }  // namespace tandem

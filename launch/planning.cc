@@ -13,34 +13,10 @@ namespace {
 constexpr uint64_t kPlanLimit = 64 << 20;
 constexpr int kMostRanks = 4096;
 
-struct Degrees { int ranks = 0, pp = 0, tp = 1, ep = 1; };  // ranks and pp 0: the planner's choice
-
 void check_range(std::string_view option, int64_t value, int64_t least, int64_t most) {
   if (value < least || value > most) {
     bad_input(std::string(option), "is " + std::to_string(value) + " (must be " + std::to_string(least) + " to " + std::to_string(most) + ")");
   }
-}
-
-Degrees resolve_degrees(const PlaceOptions& place, bool on_cpu) {
-  for (const auto& [option, value] : {std::pair{"--ranks", place.ranks}, {"--pp", place.pp}, {"--tp", place.tp}, {"--ep", place.ep}}) {
-    check_range(option, value, 0, kMostRanks);
-  }
-  check_range("--threads", place.threads, 0, 64);
-  Degrees degrees{place.ranks, place.pp, std::max(place.tp, 1), std::max(place.ep, 1)};
-  const int group = degrees.tp * degrees.ep;
-  if (degrees.ranks == 0 && degrees.pp == 0 && on_cpu) degrees.pp = 1;
-  if (degrees.ranks == 0) degrees.ranks = degrees.pp * group;  // 0 stays 0
-  if (degrees.pp == 0 && degrees.ranks > 0) {
-    if (degrees.ranks % group != 0) {
-      bad_input("--ranks", "is " + std::to_string(degrees.ranks) + " (must be a multiple of tp x ep, " + std::to_string(group) + ")");
-    }
-    degrees.pp = degrees.ranks / group;
-  }
-  if (degrees.ranks != degrees.pp * group) {
-    bad_input("--ranks", "is " + std::to_string(degrees.ranks) + " (pp x ep x tp is " + std::to_string(degrees.pp) + " x " + std::to_string(degrees.ep) +
-                             " x " + std::to_string(degrees.tp) + " = " + std::to_string(degrees.pp * group) + ")");
-  }
-  return degrees;
 }
 
 // --max-memory alone may name the devices to plan for; what it says about "cpu" leaves this machine's CPUs in place.
@@ -56,25 +32,6 @@ bool names_other_devices(const std::string& max_memory) {
 
 bool plans_given_devices(const PlanRequest& request) {
   return !request.budget.gpus.empty() || !request.budget.cluster.empty() || names_other_devices(request.budget.max_memory);
-}
-
-Cluster cluster_for(const PlanRequest& request) {
-  const BudgetOptions& budget = request.budget;
-  Cluster cluster;
-  if (!budget.gpus.empty() && !budget.cluster.empty()) bad_input("--gpus", "is given together with --cluster (one of them says which devices there are)");
-  if (!budget.cluster.empty()) {
-    cluster = cluster_from_json(read_json_object(budget.cluster), budget.cluster);
-  } else if (!budget.gpus.empty()) {
-    cluster = cluster_from_gpus(budget.gpus);
-  } else if (!plans_given_devices(request)) {
-    cluster = wants_gpus(request.place.device) ? local_gpus(request.place.device)
-                                               : local_cpus(resolve_degrees(request.place, true).ranks, request.place.threads);
-  }
-  if (!budget.max_memory.empty()) apply_max_memory(cluster, budget.max_memory);
-  for (Device& device : cluster.devices) {
-    if (!budget.reserve.empty()) device.reserve_bytes = parse_bytes(budget.reserve, "--reserve");
-  }
-  return cluster;
 }
 
 bool on_gpu(const Cluster& cluster) {
@@ -135,9 +92,53 @@ Plan plan_from_file(const Blueprint& blueprint, const PlanRequest& request) {
 
 }  // namespace
 
+Degrees resolve_degrees(const PlaceOptions& place, bool on_cpu) {
+  for (const auto& [option, value] : {std::pair{"--ranks", place.ranks}, {"--pp", place.pp}, {"--tp", place.tp}, {"--ep", place.ep}}) {
+    check_range(option, value, 0, kMostRanks);
+  }
+  check_range("--threads", place.threads, 0, 64);
+  Degrees degrees{place.ranks, place.pp, std::max(place.tp, 1), std::max(place.ep, 1)};
+  const int group = degrees.tp * degrees.ep;
+  if (degrees.ranks == 0 && degrees.pp == 0 && on_cpu) degrees.pp = 1;
+  if (degrees.ranks == 0) degrees.ranks = degrees.pp * group;  // 0 stays 0
+  if (degrees.pp == 0 && degrees.ranks > 0) {
+    if (degrees.ranks % group != 0) {
+      bad_input("--ranks", "is " + std::to_string(degrees.ranks) + " (must be a multiple of tp x ep, " + std::to_string(group) + ")");
+    }
+    degrees.pp = degrees.ranks / group;
+  }
+  if (degrees.ranks != degrees.pp * group) {
+    bad_input("--ranks", "is " + std::to_string(degrees.ranks) + " (pp x ep x tp is " + std::to_string(degrees.pp) + " x " + std::to_string(degrees.ep) +
+                             " x " + std::to_string(degrees.tp) + " = " + std::to_string(degrees.pp * group) + ")");
+  }
+  return degrees;
+}
+
+Cluster cluster_for(const PlanRequest& request) {
+  const BudgetOptions& budget = request.budget;
+  Cluster cluster;
+  if (!budget.gpus.empty() && !budget.cluster.empty()) bad_input("--gpus", "is given together with --cluster (one of them says which devices there are)");
+  if (!budget.cluster.empty()) {
+    cluster = cluster_from_json(read_json_object(budget.cluster), budget.cluster);
+  } else if (!budget.gpus.empty()) {
+    cluster = cluster_from_gpus(budget.gpus);
+  } else if (!plans_given_devices(request)) {
+    cluster = wants_gpus(request.place.device) ? local_gpus(request.place.device)
+                                               : local_cpus(resolve_degrees(request.place, true).ranks, request.place.threads);
+  }
+  if (!budget.max_memory.empty()) apply_max_memory(cluster, budget.max_memory);
+  for (Device& device : cluster.devices) {
+    if (!budget.reserve.empty()) device.reserve_bytes = parse_bytes(budget.reserve, "--reserve");
+  }
+  return cluster;
+}
+
 Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend) {
   if (!request.place.plan_file.empty()) return plan_from_file(blueprint, request);
-  const Cluster cluster = cluster_for(request);
+  return plan_on(cluster_for(request), blueprint, request, backend);
+}
+
+Plan plan_on(const Cluster& cluster, const Blueprint& blueprint, const PlanRequest& request, const Backend& backend) {
   const bool gpus = on_gpu(cluster);
   const Degrees degrees = resolve_degrees(request.place, !gpus && !plans_given_devices(request));
   const Workload workload = workload_for(request, blueprint.model->shape, gpus);

@@ -3,6 +3,7 @@
 #pragma once
 #include "launch/options.h"
 #include "runtime/model/blueprint.h"
+#include "sharding/cluster.h"
 #include "sharding/plan.h"
 
 namespace tandem {
@@ -19,6 +20,14 @@ struct PlanRequest {
 // `backend` tells sizes: make_sizes(plans_for_gpus(request), ...).
 // Errors: Code::invalid_argument naming the option or the file. A model that does not fit is no error: Verdict::no.
 Plan plan_for(const Blueprint& blueprint, const PlanRequest& request, const Backend& backend);
+
+// Its two halves, for a caller that plans many times over the same devices. cluster_for reads how much memory is free now; plan_on knows
+// nothing of --plan. Errors: plan_for's.
+Cluster cluster_for(const PlanRequest& request);
+Plan plan_on(const Cluster& cluster, const Blueprint& blueprint, const PlanRequest& request, const Backend& backend);
+
+struct Degrees { int ranks = 0, pp = 0, tp = 1, ep = 1; };  // ranks and pp 0: the planner's choice
+Degrees resolve_degrees(const PlaceOptions& place, bool on_cpu);  // Errors: plan_for's
 
 // Whether any device of the request is no CPU: then the arithmetic's `auto` means a GPU's. Errors: as plan_for's about devices.
 bool plans_for_gpus(const PlanRequest& request);

@@ -6,6 +6,7 @@
 
 #include "kernels/base/error.h"
 #include "sharding/fields.h"
+#include "sharding/paragraph.h"
 
 namespace tandem {
 namespace {
@@ -31,36 +32,6 @@ std::string format(const char* how, double value) {
   char text[64];
   std::snprintf(text, sizeof text, how, value);
   return text;
-}
-
-std::string pad(std::string text, size_t width, bool right = false) {
-  if (text.size() < width) text.insert(right ? 0 : text.size(), width - text.size(), ' ');
-  return text;
-}
-
-// A paragraph of words, never wider than `columns`: `first` spaces before it, `indent` before its other lines.
-void wrap(std::string& out, const std::string& text, size_t columns, size_t indent, size_t first = 0) {
-  std::string line(first, ' ');
-  bool fresh = true;  // no word on the line yet
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find(' ', begin), text.size());
-    std::string word = text.substr(begin, end - begin);
-    if (!fresh && (line.size() + 1 + word.size() > columns)) {
-      out += line + "\n";
-      line = std::string(indent, ' ');
-      fresh = true;
-    }
-    while (line.size() + word.size() > columns) {  // a word longer than a line
-      const size_t room = columns - line.size();
-      out += line + word.substr(0, room) + "\n";
-      line = std::string(indent, ' ');
-      word = word.substr(room);
-    }
-    line += (fresh ? "" : " ") + word;
-    fresh = false;
-    begin = end + 1;
-  }
-  out += line + "\n";
 }
 
 // What a device holds, as letters: each letter is an equal share of the larger of what is free and what is used.

@@ -265,7 +265,8 @@ class Search {
                        [&](const auto& order) { return feasible(order, keep_reserve); });
   }
 
-  // The split with the least total over its stages (sum or maximum of `price`) among those inside the limits; `extra` is added per order.
+  // The split with the least total over its stages (sum or maximum of `price`) among those inside the limits; `extra`, never negative, is
+  // added per order.
   using Price = std::function<double(int group, int from, int to)>;
   struct Found {
     Split split;
@@ -277,7 +278,9 @@ class Search {
     int best_changes = 0;
     for (const auto& order : sequences_.orders) {
       if (keep_reserve && !feasible(order, *keep_reserve)) continue;
-      std::optional<Found> found = fixed_.empty() ? cheapest(order, sum, price, keep_reserve) : as_fixed(order, sum, price);
+      const double most = best ? best->cost.first : std::numeric_limits<double>::infinity();
+      std::optional<Found> found =
+          fixed_.empty() ? cheapest(order, sum, price, keep_reserve, most) : as_fixed(order, sum, price);
       if (!found) continue;
       found->cost.first += extra ? extra(order) : 0;
       // Of equals: fewer stages when only their sum counts, then the tie-breaking cost, then fewer changes of node, then the order given.
@@ -331,8 +334,9 @@ class Search {
     return found;
   }
 
-  // Dynamic programming over (stages, layers): exact for one order.
-  std::optional<Found> cheapest(const std::vector<int>& order, bool sum, const Price& price, std::optional<bool> keep_reserve) const {
+  // Dynamic programming over (stages, layers): exact for one order. What costs more than `most` is of no interest.
+  std::optional<Found> cheapest(const std::vector<int>& order, bool sum, const Price& price, std::optional<bool> keep_reserve,
+                                double most) const {
     const int stages = static_cast<int>(order.size()), layers = model_.layers();
     const double nothing = -std::numeric_limits<double>::infinity();
     std::vector<std::vector<std::optional<Cost>>> cost(stages + 1, std::vector<std::optional<Cost>>(layers + 1));
@@ -343,9 +347,10 @@ class Search {
       for (int begin = s; begin < layers; ++begin) {
         if (!cost[s][begin]) continue;
         for (int end = last ? layers : begin + 1; end <= layers - (stages - 1 - s); ++end) {
-          if (keep_reserve && model_.excess(order[s], begin, end, *keep_reserve) > 0) break;  // more layers need more
           Cost next = *cost[s][begin];
           add(next, sum, price(order[s], begin, end));
+          if (next.first > most) break;  // more layers cost more
+          if (keep_reserve && model_.excess(order[s], begin, end, *keep_reserve) > 0) break;  // more layers need more
           if (!cost[s + 1][end] || next < *cost[s + 1][end]) cost[s + 1][end] = next, from[s + 1][end] = begin;
         }
       }
