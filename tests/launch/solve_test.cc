@@ -65,7 +65,7 @@ std::vector<Case> cases() {
                             {"llama405b_8xh100", "llama-3.1-405b", on_gpus("8xh100")},
                             {"llama2_7b", "llama-2-7b", with_memory("0=8GiB")},
                             {"llama1b_odd_pages", "llama-3.2-1b", with_memory("0=3GiB,1=2GiB")},
-                            {"smollm_cpus", "smollm2-135m", with_memory("cpu:0=1GiB,cpu:1=700MiB")},
+                            {"smollm_cpu", "smollm2-135m", with_memory("cpu=1700MiB")},
                             {"llama3b_one_gpu", "llama-3.2-3b", with_memory("0=6GiB")},
                             {"tinyllama_small", "tinyllama-1.1b", with_memory("0=1700MiB")}};
   list[5].request.place.tp = 2, list[5].request.place.ep = 2;
