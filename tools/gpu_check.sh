@@ -190,7 +190,10 @@ asked() {  # WANTED: the client's answer is that
 }
 alone() { tandem generate "$@" --device "$device" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0; }
 descendants() { local child; for child in $(pgrep -P "$1"); do echo "$child"; descendants "$child"; done; }
-gpu_memory() { command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | paste -sd+ | bc || echo 0; }
+gpu_memory() {  # MiB of all GPUs; 0 without any
+  command -v nvidia-smi >/dev/null || { echo 0; return; }
+  nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | awk '{ sum += $1 } END { print sum + 0 }'
+}
 
 # A server, asked by the client: the answer is that of generate.
 served() {  # MODEL OPTION...

@@ -1,5 +1,6 @@
 // tandem plan: where every layer would go, and whether it fits, before anything is touched.
 #include <cstdio>
+#include <functional>
 #include <optional>
 
 #include "kernels/base/error.h"
@@ -44,18 +45,19 @@ int exit_code(Verdict verdict) {
 constexpr const char* kGpuProvenance = "exact: weights, scales, KV cache, workspace; from a table: overhead\n";
 constexpr const char* kCpuProvenance = "exact: weights, scales, KV cache, workspace\n";
 
-void write_files(const Options& o, const std::string& json, const std::string& picture) {
+// Both files are opened before either is written. `draw` is called when a picture is asked for.
+void write_files(const Options& o, const std::string& json, const std::function<std::string()>& draw) {
   std::optional<OutputFile> output, html;
   if (!o.output.empty()) output.emplace("-o", o.output);
   if (!o.html.empty()) html.emplace("--html", o.html);
   if (output) output->write(json), output->finish();
-  if (html) html->write(picture), html->finish();
+  if (html) html->write(draw()), html->finish();
 }
 
 int run_solve(const Options& o) {
   if (o.solve == "frontier" && !o.output.empty()) bad_input("-o", "is given together with --solve frontier, which finds many plans (--solve context or batch finds one)");
   const Solution solution = solve(o.solve, o.model, o.request);
-  write_files(o, solution.plan ? to_json(*solution.plan).dump(2) + "\n" : "", solution.plan ? plan_html(*solution.plan) : frontier_html(solution));
+  write_files(o, solution.plan ? to_json(*solution.plan).dump(2) + "\n" : "", [&] { return solution.plan ? plan_html(*solution.plan) : frontier_html(solution); });
   write_now(stdout, o.json ? to_json(solution).dump(2) + "\n" : table(solution, columns(stdout)) + (plans_for_gpus(o.request) ? kGpuProvenance : kCpuProvenance));
   return exit_code(solution.verdict);
 }
@@ -69,7 +71,7 @@ int run(const Options& o) {
   const auto backend = make_sizes(on_gpu, on_gpu ? 1 : threads_for(o.request.place.threads, cpu_ranks(o.request)));
   const Plan plan = plan_for(blueprint, o.request, *backend);
   const std::string json = to_json(plan).dump(2) + "\n";
-  write_files(o, json, plan_html(plan));
+  write_files(o, json, [&] { return plan_html(plan); });
   if (o.json) {
     write_now(stdout, json);
   } else {
