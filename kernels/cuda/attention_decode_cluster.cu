@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
   const auto expect_parts = [&] {
     if (folds && tid == 0) {
       const int own = max(0, fours - rank + blocks - 1) >> plan.blocks_log2;
+      make_barrier(barrier);
       expect_bytes(barrier, static_cast<uint32_t>(used * (own * 64 + group * 8)));
     }
     __syncwarp();
@@ -440,7 +441,7 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
     }
   }
   if (!folds) return;
-  wait_for_bytes(barrier);
+  wait_for_bytes_of_cluster(barrier);
 #pragma unroll 1
   for (unsigned i = tid; i < share_count; i += kThreads) {
     const unsigned column = (((i / 4) << plan.blocks_log2) + own_rank) * 4 + i % 4, head = column / (HEAD_DIM / 4);
@@ -459,14 +460,6 @@ __global__ void __launch_bounds__(kThreads, HEAD_DIM > 128 ? 3 - NT : 5 - NT) at
     write(column, v, total);
   }
 #endif
-}
-
-// Whether the kernel was compiled for devices of this generation.
-constexpr bool compiled_for(int major) {
-  for (const int architecture : {__CUDA_ARCH_LIST__}) {
-    if (architecture / 100 == major && architecture >= 900) return true;
-  }
-  return false;
 }
 
 template <typename T, int HEAD_DIM, int NT>
@@ -521,7 +514,7 @@ int cluster_blocks(int64_t sequences, int64_t kv_heads, int64_t context, int mul
 }
 
 bool attend_single_rows_cluster(const Launch& how, const AttentionCall& call, bool fused, int blocks) {
-  if (!compiled_for(how.device->major)) return false;
+  if (!has_clusters(*how.device)) return false;
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const bool fits = aligned(call.cache.memory) && call.cache.page_stride % 16 == 0 && call.cache.page_tokens % kTile == 0 &&
                     call.cache.page_tokens <= kMostPageTokens && aligned(call.qkv) &&

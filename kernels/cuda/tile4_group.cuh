@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kMostWarpgroups * 128, 1) group_rows(const __g
   const auto fetch = [&](const std::byte* codes, const std::byte* of_scales, const std::byte* of_nested, int stage) {
     const uint32_t barrier = barriers + stage * 8;
     if (elected()) {
-      expect_bulk(barrier, kStageBytes + (stage > 0 ? 0 : kNested ? 192 : 512));
+      expect_bytes(barrier, kStageBytes + (stage > 0 ? 0 : kNested ? 192 : 512));
       copy_bulk(stages_at + stage * kStageBytes, codes + stage * kStageBytes, kStageBytes, barrier);
       if (stage > 0) return;
       copy_bulk(scales_at, of_scales, kNested ? 128 : 512, barrier);
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kMostWarpgroups * 128, 1) group_rows(const __g
   int unit = p.first_unit + static_cast<int>(blockIdx.x) / p.splits * groups + group;
   Source now = source_of(min(unit, p.end_unit - 1));
   if (lane == 0) {
-    for (int i = 0; i < kStages; ++i) make_bulk_barrier(barriers + i * 8);
+    for (int i = 0; i < kStages; ++i) make_barrier(barriers + i * 8);
   }
   __syncwarp();
   if (unit < p.end_unit) {
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kMostWarpgroups * 128, 1) group_rows(const __g
       };
       uint4 words[2];  // of the next blocks
       const auto read_words = [&](int b) { words[b & 1] = *reinterpret_cast<const uint4*>(stages + b * 512 + lane * 16); };
-      wait_bulk(barriers, parity);
+      wait_for_bytes(barriers, parity);
       read_words(0);
       read_words(1);
       // Rows g and g + 8 of blocks 2 t and 2 t + 1; a block's are fetched from the lane of its quad that has them.
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kMostWarpgroups * 128, 1) group_rows(const __g
       for (int b = 0; b < 8; ++b) {
         if (b % 2 == 1) fetch_next(b / 2);
         if (b < 6) {
-          if (b % 2 == 0) wait_bulk(barriers + (b / 2 + 1) * 8, parity);
+          if (b % 2 == 0) wait_for_bytes(barriers + (b / 2 + 1) * 8, parity);
           read_words(b + 2);
         }
         begin_products();

@@ -18,9 +18,15 @@ __device__ __forceinline__ uint64_t panel_descriptor(uint32_t shared) {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// All products but the newest `kLeft` batches have ended.
+template <int kLeft>
+__device__ __forceinline__ void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
 __device__ __forceinline__ void end_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  commit_products();
+  wait_products<0>();
 }
 // Registers of a product, named before begin_products() and after end_products(): what the compiler does with them stays outside.
 template <int N>
@@ -80,12 +86,6 @@ __device__ __forceinline__ void multiply_group(float (&c)[4][4], const uint32_t 
 }
 #undef TANDEM_PIECE
 
-// All products but the newest `kLeft` batches have ended.
-template <int kLeft>
-__device__ __forceinline__ void wait_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
-}
-__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Registers that a product reads until it has ended: named after the wait, so that nothing else is put there before.
 __device__ __forceinline__ void keep(const uint32_t (&a)[4]) { asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory"); }
 #endif

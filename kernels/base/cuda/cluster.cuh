@@ -1,7 +1,7 @@
 // Clusters of blocks (compute capability 9.0 and later): their barrier, and stores into another block's shared memory that count on a
 // barrier there, so that who waits for them needs neither a fence nor the other blocks.
 #pragma once
-#include <cstdint>
+#include "kernels/base/cuda/barrier.cuh"
 
 namespace tandem::cuda {
 
@@ -10,15 +10,8 @@ namespace tandem::cuda {
 __device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// A barrier in shared memory that opens, once, when so many bytes have come. By one thread, which then arrives at the cluster.
-__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
-  asm volatile(
-      "mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
-      "fence.mbarrier_init.release.cluster;\n\t"
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void wait_for_bytes(uint32_t barrier) {
+// The first phase of a barrier whose bytes any block of the cluster sends: what they wrote is seen, which costs the L1 cache's contents.
+__device__ __forceinline__ void wait_for_bytes_of_cluster(uint32_t barrier) {
   asm volatile(
       "{\n\t.reg .pred opened;\n\t"
       "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 opened, [%0], 0;\n\t"

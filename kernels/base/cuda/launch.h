@@ -18,15 +18,6 @@ struct DeviceInfo {
   size_t shared_per_block = 0;  // with the opt-in limit
 };
 
-// Whether kernels may use what only compute capability 9.0 has (wgmma): the device has it, and this build was made for it ("90a").
-inline bool has_wgmma(const DeviceInfo& device) {
-#ifdef TANDEM_CUDA_90A
-  return device.major == 9;
-#else
-  return static_cast<void>(device), false;
-#endif
-}
-
 struct Launch {
   cudaStream_t stream = nullptr;
   const DeviceInfo* device = nullptr;
@@ -79,6 +70,22 @@ void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
 }
 
 #ifdef __CUDACC__
+// Whether kernels may use what not every device has: the device has it, and this build was made for it. Only where kernels are compiled:
+// other compilers do not know what for.
+inline bool has_wgmma(const DeviceInfo& device) {  // compute capability 9.0 alone: "90a"
+#ifdef TANDEM_CUDA_90A
+  return device.major == 9;
+#else
+  return static_cast<void>(device), false;
+#endif
+}
+inline bool has_clusters(const DeviceInfo& device) {  // 9.0 and later
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (architecture / 100 == device.major && architecture >= 900) return true;
+  }
+  return false;
+}
+
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
