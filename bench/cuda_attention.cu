@@ -1,29 +1,21 @@
 // Attention of one decode step at the shapes of known models: microseconds in a chain of a CUDA graph with programmatic dependent launch,
 // each link with keys and values of its own as layers have, and the share of the bandwidth of a read-only stream, measured first, that
 // the keys and values make. Beside attend_decode(): the kernel of splits, and clusters of every size.
-#include <algorithm>
-#include <cstdio>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "bench/cuda_bench.cuh"
 #include "kernels/base/cuda/element.cuh"
 #include "kernels/cuda/attention_kernels.h"
 
 namespace tandem::cuda {
 namespace {
 
-__global__ void fill(bf16* p, size_t count, unsigned seed) {
+__global__ void fill_numbers(bf16* p, size_t count, unsigned seed) {
   for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count; i += static_cast<size_t>(gridDim.x) * blockDim.x) {
-    unsigned z = static_cast<unsigned>(i) * 2654435761u + seed;
-    z ^= z >> 16, z *= 0x85ebca6b, z ^= z >> 13, z *= 0xc2b2ae35, z ^= z >> 16;
-    p[i] = __float2bfloat16(static_cast<float>(z % 2001) / 1000 - 1);
+    p[i] = __float2bfloat16(static_cast<float>(scrambled(i, seed) % 2001) / 1000 - 1);
   }
-}
-std::byte* allocate(size_t bytes) {
-  void* p = nullptr;
-  check(cudaMalloc(&p, bytes), "cudaMalloc");
-  return static_cast<std::byte*>(p);
 }
 template <typename T>
 T* on_device(const std::vector<T>& values) {
@@ -32,78 +24,21 @@ T* on_device(const std::vector<T>& values) {
   return reinterpret_cast<T*>(p);
 }
 
-DeviceInfo device;
-cudaStream_t stream;
 std::byte* scratch;
-double stream_rate = 0;  // GB/s
-
-__global__ void __launch_bounds__(512) read_stream(const uint4* p, size_t count, unsigned* out) {
-  unsigned sum = 0;
-  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
-  for (; i + 3 * step < count; i += 4 * step) {
-    uint4 v[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] = __ldcs(p + i + k * step);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) sum += v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
-  }
-  if (sum == 0x12345678) *out = sum;
-}
-void measure_stream() {
-  const size_t bytes = size_t{4} << 30;
-  std::byte* const p = allocate(bytes);
-  fill<<<1024, 256>>>(reinterpret_cast<bf16*>(p), bytes / 2, 7);
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  check(cudaDeviceSynchronize(), "fill");
-  for (int i = 0; i < 5; ++i) {
-    check(cudaEventRecord(begin, stream), "event");
-    read_stream<<<device.multiprocessors * 4, 512, 0, stream>>>(reinterpret_cast<const uint4*>(p), bytes / 16, reinterpret_cast<unsigned*>(p));
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "stream");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    stream_rate = std::max(stream_rate, static_cast<double>(bytes) / ms / 1e6);
-  }
-  cudaFree(p);
-}
 
 // Microseconds a link; 0: not a call for this kernel.
 template <typename Start>
 double measure(const AttentionCall& first, size_t layer_bytes, int links, const Start& start) {
   const Launch how{stream, &device, true};
-  AttentionCall call = first;
-  cudaGraph_t graph;
-  cudaGraphExec_t chain;
-  bool started = true;
-  const int repeats = std::max(1, 100 / links);
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-  for (int i = 0; i < repeats * links && started; ++i) {
-    call.cache.memory = first.cache.memory + static_cast<size_t>(i % links) * layer_bytes;
-    started = start(how, call);
-  }
-  check(cudaStreamEndCapture(stream, &graph), "capture");
-  if (!started) return cudaGraphDestroy(graph), 0;
-  check(cudaGraphInstantiate(&chain, graph, 0), "graph");
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 12; ++i) {
-    check(cudaEventRecord(begin, stream), "event");
-    check(cudaGraphLaunch(chain, stream), "graph");
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "graph");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (i > 1) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
-  cudaGraphExecDestroy(chain), cudaGraphDestroy(graph);
-  cudaEventDestroy(begin), cudaEventDestroy(end);
-  return times[times.size() / 2] * 1e3 / (repeats * links);
+  if (!start(how, first)) return 0;
+  const int all = std::max(1, 100 / links) * links;
+  return microseconds_a_link(all, [&] {
+    AttentionCall call = first;
+    for (int i = 0; i < all; ++i) {
+      call.cache.memory = first.cache.memory + static_cast<size_t>(i % links) * layer_bytes;
+      start(how, call);
+    }
+  });
 }
 
 void measure_shape(const char* name, const HeadShape& shape, int batch, int context) {
@@ -114,11 +49,11 @@ void measure_shape(const char* name, const HeadShape& shape, int batch, int cont
   const int links = static_cast<int>(std::clamp(500e6 / bytes, 2.0, 512.0));  // more than the L2 cache holds
   const size_t cache_bytes = layer_bytes * static_cast<size_t>(links) * static_cast<size_t>(pages);
   std::byte* const cache = allocate(cache_bytes);
-  fill<<<1024, 256>>>(reinterpret_cast<bf16*>(cache), cache_bytes / 2, 1);
+  fill_numbers<<<1024, 256>>>(reinterpret_cast<bf16*>(cache), cache_bytes / 2, 1);
   const int64_t stride = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
   std::byte* const qkv = allocate(static_cast<size_t>(batch * stride) * 2);
   std::byte* const out = allocate(static_cast<size_t>(batch * shape.heads * shape.head_dim) * 2);
-  fill<<<64, 256>>>(reinterpret_cast<bf16*>(qkv), static_cast<size_t>(batch * stride), 2);
+  fill_numbers<<<64, 256>>>(reinterpret_cast<bf16*>(qkv), static_cast<size_t>(batch * stride), 2);
   std::vector<int32_t> table(static_cast<size_t>(pages));
   std::iota(table.begin(), table.end(), 0);
   std::shuffle(table.begin(), table.end(), std::mt19937(3));
@@ -159,12 +94,7 @@ void measure_shape(const char* name, const HeadShape& shape, int batch, int cont
 }
 
 int run() {
-  cudaDeviceProp p{};
-  check(cudaGetDeviceProperties(&p, 0), "device");
-  device = {0, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin};
-  check(cudaStreamCreate(&stream), "stream");
-  measure_stream();
-  std::printf("%s; share of %.0f GB/s; bf16, pages of 64\n", p.name, stream_rate);
+  begin_measuring("; bf16, pages of 64");
   const HeadShape small{32, 8, 128}, large{64, 8, 128};
   const uint64_t scratch_bytes = std::max(attention_scratch_bytes(large, 64, 1024), attention_scratch_bytes(large, 1, 131072));
   scratch = allocate(scratch_bytes);

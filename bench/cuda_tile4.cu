@@ -1,32 +1,16 @@
 // Products with 4-bit tiles at the shapes of known models: microseconds in a chain of a CUDA graph with programmatic dependent launch, each
 // link with weights of its own, and the share of the bandwidth of a read-only stream, measured first.
-#include <algorithm>
-#include <cstdio>
-#include <vector>
-
+#include "bench/cuda_bench.cuh"
 #include "kernels/cuda/tile4.h"
 
 namespace tandem::cuda {
 namespace {
 
-__global__ void fill(unsigned* p, size_t words, unsigned seed) {
-  for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < words; i += static_cast<size_t>(gridDim.x) * blockDim.x) {
-    unsigned z = static_cast<unsigned>(i) * 2654435761u + seed;
-    z ^= z >> 16, z *= 0x85ebca6b, z ^= z >> 13, z *= 0xc2b2ae35, z ^= z >> 16;
-    p[i] = z;
-  }
-}
 __global__ void fill_floats(float* p, size_t count, float value) {
   for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < count; i += static_cast<size_t>(gridDim.x) * blockDim.x) {
     p[i] = value * (1 + 0.001f * static_cast<float>(i % 97));
   }
 }
-std::byte* allocate(size_t bytes) {
-  void* p = nullptr;
-  check(cudaMalloc(&p, bytes), "cudaMalloc");
-  return static_cast<std::byte*>(p);
-}
-
 struct Shape {
   const char* name;
   std::vector<int64_t> rows;
@@ -35,43 +19,8 @@ struct Shape {
   bool norm;
 };
 
-DeviceInfo device;
-cudaStream_t stream;
 LinearScratch scratch;
 std::byte *input, *output, *norm_weight;
-double stream_rate = 0;  // GB/s
-
-__global__ void __launch_bounds__(512) read_stream(const uint4* p, size_t count, unsigned* out) {
-  unsigned sum = 0;
-  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
-  size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
-  for (; i + 3 * step < count; i += 4 * step) {
-    uint4 v[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] = __ldcs(p + i + k * step);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) sum += v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
-  }
-  if (sum == 0x12345678) *out = sum;
-}
-void measure_stream() {
-  const size_t bytes = size_t{4} << 30;
-  std::byte* const p = allocate(bytes);
-  fill<<<512, 256>>>(reinterpret_cast<unsigned*>(p), bytes / 4, 7);
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  for (int i = 0; i < 5; ++i) {
-    check(cudaEventRecord(begin, stream), "event");
-    read_stream<<<device.multiprocessors * 4, 512, 0, stream>>>(reinterpret_cast<const uint4*>(p), bytes / 16, reinterpret_cast<unsigned*>(p));
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "stream");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    stream_rate = std::max(stream_rate, static_cast<double>(bytes) / ms / 1e6);
-  }
-  cudaFree(p);
-}
 
 Weight weight(const Format& format, int64_t rows, int64_t cols) {
   static unsigned seed = 1;
@@ -114,38 +63,16 @@ void measure(const Format& format, const Shape& shape, const std::vector<int>& c
     for (const int64_t rows : shape.rows) call.y_stride += rows;
     const Launch how{stream, &device, true};
     const int repeats = std::max(1, 100 / copies);
-    cudaGraph_t graph;
-    cudaGraphExec_t chain;
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-    for (int i = 0; i < repeats; ++i) {
-      for (const auto& link : links) {
-        call.products = link;
-        tile4_linear(how, call, scratch);
+    const double us = microseconds_a_link(repeats * copies, [&] {
+      for (int i = 0; i < repeats; ++i) {
+        for (const auto& link : links) {
+          call.products = link;
+          tile4_linear(how, call, scratch);
+        }
       }
-    }
-    check(cudaStreamEndCapture(stream, &graph), "capture");
-    check(cudaGraphInstantiate(&chain, graph, 0), "graph");
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin), "event");
-    check(cudaEventCreate(&end), "event");
-    std::vector<float> times;
-    for (int i = 0; i < 10; ++i) {
-      check(cudaEventRecord(begin, stream), "event");
-      check(cudaGraphLaunch(chain, stream), "graph");
-      check(cudaEventRecord(end, stream), "event");
-      check(cudaEventSynchronize(end), "graph");
-      float ms = 0;
-      check(cudaEventElapsedTime(&ms, begin, end), "event");
-      if (i > 1) times.push_back(ms);
-    }
-    std::sort(times.begin(), times.end());
-    const double us = times[times.size() / 2] * 1e3 / (repeats * copies);
+    });
     if (one == 0) one = us;
     std::printf(" | %2d: %6.2f us %3.0f %% %4.2fx", count, us, static_cast<double>(bytes) / us / 1e3 / stream_rate * 100, us / one);
-    cudaGraphExecDestroy(chain);
-    cudaGraphDestroy(graph);
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
   }
   std::printf("\n");
   std::fflush(stdout);
@@ -157,22 +84,8 @@ void measure(const Format& format, const Shape& shape, const std::vector<int>& c
 void measure_widening(const Format& format, int64_t rows, int64_t cols) {
   const Weight w = weight(format, rows, cols);
   std::byte* const out = allocate(static_cast<size_t>(rows * cols) * 2);
-  cudaEvent_t begin, end;
-  check(cudaEventCreate(&begin), "event");
-  check(cudaEventCreate(&end), "event");
-  std::vector<float> times;
-  for (int i = 0; i < 12; ++i) {
-    check(cudaEventRecord(begin, stream), "event");
-    tile4_widen({stream, &device, false}, w, 0, rows, out, Element::bf16, cols);
-    check(cudaEventRecord(end, stream), "event");
-    check(cudaEventSynchronize(end), "widen");
-    float ms = 0;
-    check(cudaEventElapsedTime(&ms, begin, end), "event");
-    if (i > 1) times.push_back(ms);
-  }
-  std::sort(times.begin(), times.end());
+  const double us = milliseconds(10, [&] { tile4_widen({stream, &device, false}, w, 0, rows, out, Element::bf16, cols); })[5] * 1e3;
   const double bytes = static_cast<double>(tile4(format, rows, cols).bytes) + static_cast<double>(rows * cols) * 2;
-  const double us = times[times.size() / 2] * 1e3;
   std::printf("%-10s widen %ld x %ld: %.1f us, %.0f GB/s read and written\n", std::string(format.name()).c_str(), static_cast<long>(rows), static_cast<long>(cols), us, bytes / us / 1e3);
   cudaFree(out);
   cudaFree(const_cast<std::byte*>(w.data));
@@ -222,30 +135,13 @@ void measure_experts(const Format& format, const std::vector<int>& counts) {
       lists[link].begin = reinterpret_cast<int32_t*>(memory), lists[link].row_of = reinterpret_cast<int32_t*>(memory + 256);
     }
     call.rows = count;
-    cudaGraph_t graph;
-    cudaGraphExec_t chain;
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
-    for (int i = 0; i < 20; ++i) {
-      call.lists = lists[i % kLinks];
-      tile4_experts({stream, &device, true}, call, scratch);
-    }
-    check(cudaStreamEndCapture(stream, &graph), "capture");
-    check(cudaGraphInstantiate(&chain, graph, 0), "graph");
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin), "event");
-    check(cudaEventCreate(&end), "event");
-    std::vector<float> times;
-    for (int i = 0; i < 10; ++i) {
-      check(cudaEventRecord(begin, stream), "event");
-      check(cudaGraphLaunch(chain, stream), "graph");
-      check(cudaEventRecord(end, stream), "event");
-      check(cudaEventSynchronize(end), "graph");
-      float ms = 0;
-      check(cudaEventElapsedTime(&ms, begin, end), "event");
-      if (i > 1) times.push_back(ms);
-    }
-    std::sort(times.begin(), times.end());
-    const double us = times[times.size() / 2] * 1e3 / 20, bytes = touched * expert_bytes;
+    const double us = microseconds_a_link(20, [&] {
+      for (int i = 0; i < 20; ++i) {
+        call.lists = lists[i % kLinks];
+        tile4_experts({stream, &device, true}, call, scratch);
+      }
+    });
+    const double bytes = touched * expert_bytes;
     std::printf(" | %2d: %6.2f us, %.1f experts, %3.0f %%", count, us, touched, bytes / us / 1e3 / stream_rate * 100);
   }
   std::printf("\n");
@@ -253,12 +149,7 @@ void measure_experts(const Format& format, const std::vector<int>& counts) {
 }
 
 int run() {
-  cudaDeviceProp p{};
-  check(cudaGetDeviceProperties(&p, 0), "device");
-  device = {0, p.multiProcessorCount, p.major, p.minor, p.sharedMemPerBlockOptin};
-  check(cudaStreamCreate(&stream), "stream");
-  measure_stream();
-  std::printf("%s; share of %.0f GB/s\n", p.name, stream_rate);
+  begin_measuring("");
   scratch = {allocate(kTile4ScratchBytes), kTile4ScratchBytes};
   check(cudaMemset(scratch.memory, 0, kTile4CounterBytes), "cudaMemset");
   input = allocate(16 << 20), output = allocate(32 << 20), norm_weight = allocate(1 << 20);
