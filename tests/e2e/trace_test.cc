@@ -156,13 +156,17 @@ void expect_generate(const std::vector<std::string>& launcher, const std::vector
 TEST(Trace, OfThreads) { expect_generate({}, {"--pp", "2"}); }
 TEST(Trace, OfAnMpiJob) { expect_generate(mpirun_words(2), {"--pp", "2"}); }
 
+void expect_an_answer(Serving& serving) {
+  ASSERT_TRUE(serving.wait_serving());
+  Stream stream(serving.address, ask_ids({5, 6, 7, 8, 9}, kTokens));
+  EXPECT_FALSE(stream.ended().error) << stream.ended().message;
+}
+
 TEST(Trace, OfAServerWithProcesses) {
   const TemporaryFolder folder;
   const std::string path = folder / "trace.json";
   Serving serving(Way::own_mpirun, 2, kLlama, {"--trace", path});
-  ASSERT_TRUE(serving.wait_serving());
-  Stream stream(serving.address, ask_ids({5, 6, 7, 8, 9}, kTokens));
-  EXPECT_FALSE(stream.ended().error) << stream.ended().message;
+  ASSERT_NO_FATAL_FAILURE(expect_an_answer(serving));
   serving.process.signal(SIGTERM);
   ASSERT_EQ(serving.process.wait(40 * kSlowFactor), 0);
   expect_whole_picture(json::parse(read_whole(path)), 5);
@@ -173,9 +177,7 @@ TEST(Trace, OfAKilledServer) {
   const TemporaryFolder folder;
   const std::string path = folder / "trace.json";
   Serving serving(Way::own_mpirun, 2, kLlama, {"--trace", path});
-  ASSERT_TRUE(serving.wait_serving());
-  Stream stream(serving.address, ask_ids({5, 6, 7, 8, 9}, kTokens));
-  EXPECT_FALSE(stream.ended().error) << stream.ended().message;
+  ASSERT_NO_FATAL_FAILURE(expect_an_answer(serving));
   std::this_thread::sleep_for(std::chrono::duration<double>(1 * kSlowFactor));
   serving.process.signal(SIGKILL);
   ASSERT_EQ(serving.process.wait(10 * kSlowFactor), 128 + SIGKILL);
@@ -188,9 +190,7 @@ TEST(Trace, OfRanksThatWereStartedAgain) {
   const std::string path = folder / "trace.json";
   Serving serving(Way::own_mpirun, 2, kLlama, {"--trace", path});
   for (int epoch = 1; epoch <= 2; ++epoch) {
-    ASSERT_TRUE(serving.wait_serving());
-    Stream stream(serving.address, ask_ids({5, 6, 7, 8, 9}, kTokens));
-    EXPECT_FALSE(stream.ended().error) << stream.ended().message;
+    ASSERT_NO_FATAL_FAILURE(expect_an_answer(serving));
     if (epoch == 2) break;
     std::this_thread::sleep_for(std::chrono::duration<double>(1 * kSlowFactor));
     ASSERT_TRUE(send_signal(serving.workers().at(1), SIGKILL));
