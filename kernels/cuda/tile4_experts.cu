@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <span>
 
+#include "kernels/cuda/tile4_group.cuh"
 #include "kernels/cuda/tile4_launch.h"
 #include "kernels/cuda/tile4_one.cuh"
 #include "kernels/cuda/tile4_share.h"
@@ -53,6 +54,20 @@ void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScra
     p.begin = call.lists.begin, p.local_experts = call.local_experts;
     p.data[0] = half.data[0], p.data[1] = half.data[1];
     return half.nested ? launch_one<true, true>(how, p, "tile4_experts") : launch_one<false, true>(how, p, "tile4_experts");
+  }
+  if (has_wgmma(*how.device)) {
+    // An expert has at most as many pairs as there are rows, but most have far fewer: items of half as many seldom need a second one.
+    const DeviceInfo& device = *how.device;
+    const int rows = static_cast<int>(call.rows <= 16 ? call.rows : (call.rows + 1) / 2);
+    const GroupKernel& kernel = half.nested ? group_kernel<true, true>(device, rows) : group_kernel<false, true>(device, rows);
+    GroupRows p;
+    p.products = half.products;
+    p.values = static_cast<const bf16*>(half.values), p.stride = half.stride, p.row_of = half.row_of;
+    p.begin = call.lists.begin, p.local_experts = call.local_experts;
+    p.data[0] = half.data[0], p.data[1] = half.data[1];
+    const auto touched = static_cast<int>(std::min<int64_t>(call.local_experts, pairs));
+    p.most_items = touched + static_cast<int>(pairs / kernel.tokens);
+    return launch_group(how, p, kernel, touched, scratch);
   }
   SomeRows p;
   p.products = half.products;

@@ -7,21 +7,6 @@
 namespace tandem::cuda {
 namespace {
 
-struct Kernel {
-  void (*kernel)(GroupRows);
-  int tokens;
-};
-
-template <bool kNested>
-const Kernel& kernel_for(const DeviceInfo& device, int rows) {
-  static const Kernel all[] = {{group_rows<kNested, 8>, 8}, {group_rows<kNested, 16>, 16}, {group_rows<kNested, 32>, 32}};
-  static OncePerDevice once;
-  if (once.first(device)) {
-    for (const Kernel& k : all) allow_shared(k.kernel, device.shared_per_block, "tile4_group");
-  }
-  return rows <= 8 ? all[0] : rows <= 16 ? all[1] : all[2];
-}
-
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 struct Shares {
@@ -51,29 +36,33 @@ Shares cheapest(const GroupRows& p, int tokens, int units, int processors, int s
 
 }  // namespace
 
-void multiply_group_rows(const Launch& how, const TileProducts& products, const LinearInput& input, bool nested, const LinearScratch& scratch) {
+void launch_group(const Launch& how, GroupRows p, const GroupKernel& kernel, int items, const LinearScratch& scratch) {
   const DeviceInfo& device = *how.device;
-  const Kernel& kernel = nested ? kernel_for<true>(device, products.rows) : kernel_for<false>(device, products.rows);
-  GroupRows p;
-  p.products = products;
-  p.values = static_cast<const bf16*>(input.values), p.stride = input.stride, p.row_of = input.row_of;
-  const int units = ceil_div(products.tiles, 4), limit = static_cast<int>(device.shared_per_block);
-  const Shares shares = cheapest(p, kernel.tokens, units, device.multiprocessors, limit);
+  const int units = ceil_div(p.products.tiles, 4), limit = static_cast<int>(device.shared_per_block), most_items = std::max(1, p.most_items);
+  const Shares shares = cheapest(p, kernel.tokens, units * items, device.multiprocessors, limit);
   p.splits = shares.splits;
   int at_once = units;
   if (p.splits > 1) {  // as many units as scratch holds, then the others
-    const uint64_t from = kTile4CounterBytes + kTile4InputBytes, a_unit = static_cast<uint64_t>(p.splits) * kernel.tokens * 256;
+    const uint64_t from = kTile4CounterBytes + kTile4InputBytes, a_unit = static_cast<uint64_t>(most_items) * p.splits * kernel.tokens * 256;
     const uint64_t room = scratch.bytes > from ? (scratch.bytes - from) / a_unit : 0;
-    at_once = static_cast<int>(std::min<uint64_t>({room, kTile4CounterBytes / 4, static_cast<uint64_t>(units)}));
+    at_once = static_cast<int>(std::min<uint64_t>({room, kTile4CounterBytes / 4 / most_items, static_cast<uint64_t>(units)}));
     if (at_once < 1) fail(Code::internal, "tile4", "scratch is too small");
     p.arrived = reinterpret_cast<unsigned*>(scratch.memory);
     p.partial = reinterpret_cast<float4*>(scratch.memory + from);
   }
   for (p.first_unit = 0; p.first_unit < units; p.first_unit += at_once) {
     p.end_unit = std::min(units, p.first_unit + at_once);
-    const int blocks = std::min(ceil_div(p.end_unit - p.first_unit, shares.warpgroups), std::max(1, device.multiprocessors / p.splits));
+    const int blocks = std::min(ceil_div((p.end_unit - p.first_unit) * items, shares.warpgroups), std::max(1, device.multiprocessors / p.splits));
     launch(how, kernel.kernel, static_cast<unsigned>(blocks * p.splits), shares.warpgroups * 128, group_rows_shared(kernel.tokens, shares.warpgroups, p), "tile4_group", p);
   }
+}
+
+void multiply_group_rows(const Launch& how, const TileProducts& products, const LinearInput& input, bool nested, const LinearScratch& scratch) {
+  GroupRows p;
+  p.products = products;
+  p.values = static_cast<const bf16*>(input.values), p.stride = input.stride, p.row_of = input.row_of;
+  const DeviceInfo& device = *how.device;
+  launch_group(how, p, nested ? group_kernel<true, false>(device, products.rows) : group_kernel<false, false>(device, products.rows), 1, scratch);
 }
 
 }  // namespace tandem::cuda
