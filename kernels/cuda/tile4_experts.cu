@@ -45,7 +45,8 @@ void add_matrix(Half& half, const ExpertWeights& weights) {
   half.data[n] = weights.data;
 }
 
-void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScratch& scratch) {
+// `lists_known`: the kernel ahead let this one begin only when the lists were complete. Returns that for the next one.
+bool run(const Launch& how, const ExpertCall& call, Half& half, bool lists_known, const LinearScratch& scratch) {
   const int64_t pairs = call.rows * call.top_k;
   if (pairs <= kFewPairs && half.products.slices <= most_slices(half.products.gated)) {
     OneRow p;
@@ -53,7 +54,9 @@ void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScra
     p.values = half.values, p.stride = half.stride, p.row_of = half.row_of;
     p.begin = call.lists.begin, p.local_experts = call.local_experts;
     p.data[0] = half.data[0], p.data[1] = half.data[1];
-    return half.nested ? launch_one<true, true>(how, p, "tile4_experts") : launch_one<false, true>(how, p, "tile4_experts");
+    p.lists_known = lists_known;
+    half.nested ? launch_one<true, true>(how, p, "tile4_experts") : launch_one<false, true>(how, p, "tile4_experts");
+    return true;
   }
   if (has_wgmma(*how.device)) {
     // An expert has at most as many pairs as there are rows, but most have far fewer: items of half as many seldom need a second one.
@@ -67,7 +70,8 @@ void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScra
     p.data[0] = half.data[0], p.data[1] = half.data[1];
     const auto touched = static_cast<int>(std::min<int64_t>(call.local_experts, pairs));
     p.most_items = touched + static_cast<int>(pairs / kernel.tokens);
-    return launch_group(how, p, kernel, touched, scratch);
+    launch_group(how, p, kernel, touched, scratch);
+    return false;
   }
   SomeRows p;
   p.products = half.products;
@@ -78,6 +82,7 @@ void run(const Launch& how, const ExpertCall& call, Half& half, const LinearScra
   p.most_items = static_cast<int>(std::min<int64_t>(call.local_experts, pairs) + pairs / p.products.rows);
   const int limit = static_cast<int>(how.device->shared_per_block);
   launch_rows(how, p, half.nested ? rows_kernels<true>(*how.device, limit) : rows_kernels<false>(*how.device, limit), p.most_items, scratch);
+  return false;
 }
 
 }  // namespace
@@ -91,13 +96,13 @@ void tile4_experts(const Launch& how, const ExpertCall& call, const LinearScratc
   wide.products.gated = true, wide.products.output = LinearOutput::gated, wide.products.activation = call.activation;
   wide.products.y = call.gated, wide.products.y_stride = call.ffn;
   wide.values = call.h, wide.stride = call.hidden, wide.row_of = call.lists.row_of;
-  run(how, call, wide, scratch);
+  const bool lists_known = run(how, call, wide, false, scratch);
   Half back;
   add_matrix(back, call.down);
   back.products.output = LinearOutput::store_f32;
   back.products.y = call.results, back.products.y_stride = call.hidden;
   back.values = call.gated, back.stride = call.ffn;
-  run(how, call, back, scratch);
+  run(how, call, back, lists_known, scratch);
 }
 
 }  // namespace tandem::cuda

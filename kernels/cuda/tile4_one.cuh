@@ -25,10 +25,11 @@ struct OneRow {
   const int32_t* begin = nullptr;  // kExperts: [local_experts + 1], of the pairs; row_of, if any, is that of the pairs
   const std::byte* const* data[2] = {};
   int32_t local_experts = 0;
+  bool lists_known = false;  // the kernel ahead let this one begin only when the lists were complete
 };
 
-// Table, and sums of each warp for two units in turn.
-inline int one_row_shared(int warps) { return kTableBytes + warps * 2 * 16 * 4; }
+// Table, and sums of each warp for two units in turn. After them a normalized row.
+__host__ __device__ inline int one_row_shared(int warps) { return kTableBytes + warps * 2 * 16 * 4; }
 
 __device__ __forceinline__ void group_barrier(int group, int threads) {
   asm volatile("bar.sync %0,%1;" ::"r"(group + 1), "r"(threads) : "memory");
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
   const int units = all.gated ? all.tiles / 2 : all.tiles;
   int step = gridDim.x * p.groups, unit = blockIdx.x * p.groups + group, pair_index = 0;
   const std::byte* expert_data[kExperts ? 2 : 1] = {};
-  let_next_begin();
+  if (!kExperts || p.lists_known) let_next_begin();
   const auto* const map = reinterpret_cast<const float*>((kExperts ? p.data[0][0] : all.matrix[0].data) + all.matrix[0].map_offset);
   TableRow<T, kNested> table;
   table.load(map, threadIdx.x & 255);
@@ -85,15 +86,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
     if constexpr (kNested) s.offset = __ldg(reinterpret_cast<const float*>(data + m.map_offset) + 16);
   };
 
-  if constexpr (kExperts) {  // which experts have rows is known only now
+  if constexpr (kExperts) {
     store_table(table, shared, map);
     __syncthreads();
-    wait_for_previous();
-    const int pairs = p.begin[p.local_experts], each = pairs > 0 ? step / pairs : 0;
-    if (unit >= each * pairs) return;
+    if (!p.lists_known) {  // which experts have rows is known only now
+      wait_for_previous();
+      let_next_begin();
+    }
+    const int pairs = __ldcg(p.begin + p.local_experts), each = pairs > 0 ? step / pairs : 0;
+    if (unit >= each * pairs) return wait_for_previous();
     pair_index = unit % pairs, unit /= pairs, step = each;
     int expert = 0;
-    while (p.begin[expert + 1] <= pair_index) ++expert;
+    while (__ldcg(p.begin + expert + 1) <= pair_index) ++expert;
     for (int i = 0; i < 2; ++i) expert_data[i] = i < all.products ? p.data[i][expert] : nullptr;
   }
   const std::byte* codes = data_of(0);
@@ -109,23 +113,30 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
     scales_of(at, scales);
   }
   if constexpr (!kExperts) store_table(table, shared, map);
-  if (p.residual != nullptr) {
+  // The norm's weights, constants: here, or at least on their way, when the kernel ahead ends.
+  constexpr bool kNormAhead = kSlices == 1 && !kOrdered;
+  constexpr int kQuads = 4 * kSlices;  // of a thread: a block has at least a warp for kSlices slices
+  float4 norm[kNormAhead ? kQuads : 1];
+  if (!kExperts && p.residual != nullptr) {
 #pragma unroll
-    for (int q = 0; q < kSlices; ++q) {  // a constant: on its way while the kernel ahead ends
-      const int col = (first_slice + q) * 512 + lane * 16;
-      if (col < all.cols) asm volatile("prefetch.global.L2 [%0];" ::"l"(p.norm_weight + col));
+    for (int i = 0; i < kQuads; ++i) {
+      const int quad = threadIdx.x + i * blockDim.x;
+      const auto* const from = reinterpret_cast<const float4*>(p.norm_weight) + quad;
+      if constexpr (kNormAhead) {
+        norm[i] = quad < all.cols / 4 ? __ldg(from) : make_float4(0, 0, 0, 0);
+      } else if (quad < all.cols / 4) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+      }
     }
   }
-  if constexpr (!kExperts) {
-    __syncthreads();
-    wait_for_previous();
-  }
+  if constexpr (!kExperts) __syncthreads();
+  wait_for_previous();
 
   // Activations: lane (g, t) has columns 8 t .. 8 t + 7 of both halves of block g of each slice.
   float* const sums = reinterpret_cast<float*>(shared + kTableBytes) + group * group_warps * 32;  // [2 units][group's warps][16]
   uint4 x[kSlices][2];
-  const int64_t source = (p.row_of != nullptr ? p.row_of[pair_index] : pair_index) * p.stride;
-  if (p.residual == nullptr) {
+  const int64_t source = (p.row_of != nullptr ? __ldcg(p.row_of + pair_index) : pair_index) * p.stride;
+  if (kExperts || p.residual == nullptr) {
 #pragma unroll
     for (int q = 0; q < kSlices; ++q) {
       const int col = (first_slice + q) * 512 + g * 64;
@@ -134,39 +145,39 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
       x[q][1] = col < all.cols ? __ldcg(from + 4 + t) : make_uint4(0, 0, 0, 0);
     }
   } else {
-    float4 v[kSlices][4];
+    // The whole block normalizes the row, each thread some of its quads, and leaves it in shared memory: loaded in the order of the lanes'
+    // columns by every warp, with the weights of the norm after the sum, it took 3000 to 7000 cycles.
+    float4 v[kQuads];
     float squares = 0;
 #pragma unroll
-    for (int q = 0; q < kSlices; ++q) {
-      const int col = (first_slice + q) * 512 + g * 64;
-      const auto* from = reinterpret_cast<const float4*>(p.residual + source + col);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        v[q][i] = col < all.cols ? __ldcg(from + i / 2 * 8 + t * 2 + i % 2) : make_float4(0, 0, 0, 0);
-        squares += v[q][i].x * v[q][i].x + v[q][i].y * v[q][i].y + v[q][i].z * v[q][i].z + v[q][i].w * v[q][i].w;
-      }
+    for (int i = 0; i < kQuads; ++i) {
+      const int quad = threadIdx.x + i * blockDim.x;
+      v[i] = quad < all.cols / 4 ? __ldcg(reinterpret_cast<const float4*>(p.residual + source) + quad) : make_float4(0, 0, 0, 0);
+      squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
     }
 #pragma unroll
     for (int mask = 16; mask > 0; mask >>= 1) squares += __shfl_xor_sync(~0u, squares, mask);
-    if (lane == 0) sums[in_group] = squares;
-    group_barrier(group, group_warps * 32);
+    float* const of_warps = reinterpret_cast<float*>(shared + kTableBytes);
+    if (lane == 0) of_warps[warp] = squares;
+    __syncthreads();
     float total = 0;
-    for (int i = 0; i < p.slice_warps; ++i) total += sums[i];
-    group_barrier(group, group_warps * 32);
+    for (int i = 0; i < static_cast<int>(blockDim.x >> 5); ++i) total += of_warps[i];
     const float inverse = rsqrtf(total / static_cast<float>(all.cols) + p.epsilon);
+    auto* const row = reinterpret_cast<uint2*>(shared + one_row_shared(blockDim.x >> 5));
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      const int quad = threadIdx.x + i * blockDim.x;
+      if (quad >= all.cols / 4) continue;
+      const float4 n = kNormAhead ? norm[kNormAhead ? i : 0] : __ldg(reinterpret_cast<const float4*>(p.norm_weight) + quad);
+      row[quad] = make_uint2(pair_of<T>(v[i].x * inverse * n.x, v[i].y * inverse * n.y), pair_of<T>(v[i].z * inverse * n.z, v[i].w * inverse * n.w));
+    }
+    __syncthreads();
 #pragma unroll
     for (int q = 0; q < kSlices; ++q) {
       const int col = (first_slice + q) * 512 + g * 64;
-      const auto* weight = reinterpret_cast<const float4*>(p.norm_weight + col);
-      unsigned pairs[8];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float4 n = col < all.cols ? __ldg(weight + i / 2 * 8 + t * 2 + i % 2) : make_float4(0, 0, 0, 0);
-        pairs[2 * i] = pair_of<T>(v[q][i].x * inverse * n.x, v[q][i].y * inverse * n.y);
-        pairs[2 * i + 1] = pair_of<T>(v[q][i].z * inverse * n.z, v[q][i].w * inverse * n.w);
-      }
-      x[q][0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-      x[q][1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+      const auto* from = reinterpret_cast<const uint4*>(row + col / 4);
+      x[q][0] = col < all.cols ? from[t] : make_uint4(0, 0, 0, 0);
+      x[q][1] = col < all.cols ? from[4 + t] : make_uint4(0, 0, 0, 0);
     }
   }
 
@@ -248,6 +259,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
 
 // The widest matrix, in slices, that these kernels take.
 constexpr int most_slices(bool gated) { return gated ? 32 : 64; }
+constexpr int kOneRowSharedPercent = 72;  // two blocks of a narrow matrix; the rest holds weights on their way to registers
 
 // Which instance, and how many groups a block has.
 template <bool kNested, bool kExperts>
@@ -265,7 +277,10 @@ void launch_one(const Launch& how, OneRow p, const char* name) {
   };
   static OncePerDevice once;
   if (once.first(*how.device)) {
-    for (const Kernel& k : all) allow_shared(k.kernel, one_row_shared(k.most_warps), "tile4_one_row");
+    for (const Kernel& k : all) {
+      allow_shared(k.kernel, one_row_shared(k.most_warps) + most_slices(false) * 1024, "tile4_one_row");
+      prefer_shared(k.kernel, kOneRowSharedPercent, "tile4_one_row");
+    }
   }
   const int slices = p.products.slices, wide = p.products.gated ? 2 : 1, processors = how.device->multiprocessors;
   const bool one_round = p.products.tiles <= 2 * processors && !kExperts;  // a small matrix: what counts is how soon all loads are on their way
@@ -275,7 +290,8 @@ void launch_one(const Launch& how, OneRow p, const char* name) {
   p.groups = std::max(1, std::min({k.most_warps / group_warps, 8, kExperts ? 8 : (units + processors * k.resident - 1) / (processors * k.resident)}));
   const int warps = group_warps * p.groups;
   const int blocks = kExperts ? processors * k.resident : std::min((units + p.groups - 1) / p.groups, processors * k.resident);
-  launch(how, k.kernel, static_cast<unsigned>(blocks), warps * 32, one_row_shared(warps), name, p);
+  const int row = p.residual != nullptr ? slices * 1024 : 0;
+  launch(how, k.kernel, static_cast<unsigned>(blocks), warps * 32, one_row_shared(warps) + row, name, p);
 }
 
 }  // namespace tandem::cuda

@@ -69,6 +69,14 @@ void allow_shared(Kernel* kernel, size_t bytes, const char* name) {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
 }
 
+// Asks for a split of a multiprocessor's memory that gives so many percent to shared memory and the rest to the L1 cache: once. Loads that
+// registers wait for are kept in the L1 cache while they are on their way, and without a preference a kernel finds whatever split the kernel
+// before it left.
+template <typename Kernel>
+void prefer_shared(Kernel* kernel, int percent, const char* name) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout, percent), name);
+}
+
 #ifdef __CUDACC__
 // Whether kernels may use what not every device has: the device has it, and this build was made for it. Only where kernels are compiled:
 // other compilers do not know what for.
