@@ -66,7 +66,7 @@ tandem() { "$run" tandem "$@"; }
 mpi() { "$run" mpirun --allow-run-as-root --oversubscribe --bind-to none "$@"; }
 
 gtest() {  # PROGRAM ARGUMENT...: passed, skipped and failed tests counted; all skipped is a failure
-  "$run" "$@" 2>&1 | tee "$work/gtest.$$"
+  "$run" "$@" 2>&1 | sed 's/\x1b\[[0-9;]*m//g' | tee "$work/gtest.$$"
   local code=${PIPESTATUS[0]}
   awk '/^\[  PASSED  \]/ {p = $4} /^\[  SKIPPED \] [0-9]/ {s = $4} /^\[  FAILED  \] [0-9]/ {f = $4}
        END {printf "%d passed, %d skipped, %d failed\n", p, s, f; exit p == 0}' "$work/gtest.$$" || code=1
@@ -182,9 +182,13 @@ stop_server() {
   kill -TERM $pid 2>/dev/null
   wait $pid || { cat "$work/serve.log"; return 1; }
 }
-asked() {  # WANTED: the client's answer is that
+asked() {  # WANTED: the client's answer is that, once the model is loaded
   local got
-  tandem client "$address" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0 --json >"$work/client.json" || return 1
+  for _ in $(seq 300); do
+    tandem client "$address" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0 --json >"$work/client.json" 2>"$work/client.err" && break
+    grep -q "is loading" "$work/client.err" || { cat "$work/client.err"; return 1; }
+    sleep 0.2
+  done
   got=$(python3 -c 'import json, sys; print(",".join(map(str, json.load(open(sys.argv[1]))["token_ids"])))' "$work/client.json")
   [ "$got" = "$1" ] || { echo "ids $got, not $1"; return 1; }
 }
