@@ -186,19 +186,27 @@ void CudaExecutable::resolve() {
   ready_ = true;
 }
 
-void CudaExecutable::prepare() {
+// Graphs of all sizes, and the matrix library opened and its kernels loaded: a step in which that happened would last a quarter of a second.
+void CudaExecutable::prepare(const float* hidden_in, float* hidden_out) {
   if (!ready_) resolve();
-  if (program_.embeds() == false) return;  // a later stage captures when its first rows come: it needs their buffers
+  use_buffers(hidden_in, hidden_out);
   for (int32_t rows = 1; rows <= std::min<int64_t>(bucket_.sequences, kFewRows); rows = row_bucket(rows + 1)) {
-    if (!program_.has_head()) break;
     graph_for(rows, context_bucket(1, bucket_.context));
   }
-  if (program_.has_head() && bucket_.rows > kFewRows) {  // opens the matrix library and loads its kernels
+  if (bucket_.rows > kFewRows) {
     const InputLayout layout = input_layout(bucket_.rows, bucket_.sequences, bucket_.heads, 1);
     check(cudaMemsetAsync(buffer<std::byte>(Buffer::inputs), 0, layout.bytes, stream_), "step inputs");
     walk(pass_over(layout, bucket_.rows, std::min(bucket_.heads, bucket_.sequences), bucket_.sequences, 1, false));
   }
   check(cudaStreamSynchronize(stream_), "first pass");
+}
+
+// Graphs hold the addresses of the rows that come and go.
+void CudaExecutable::use_buffers(const float* hidden_in, float* hidden_out) {
+  if (hidden_in == hidden_in_ && hidden_out == hidden_out_) return;
+  for (auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  graphs_.clear();
+  hidden_in_ = const_cast<float*>(hidden_in), hidden_out_ = hidden_out;
 }
 
 void CudaExecutable::check_step(const StepRows& step) const {
@@ -295,11 +303,7 @@ void CudaExecutable::forward(const StepRows& step, const float* hidden_in, float
   if (!program_.embeds() && hidden_in == nullptr) fail(Code::internal, "forward", "no hidden rows come in");
   if (!program_.has_head() && hidden_out == nullptr) fail(Code::internal, "forward", "hidden rows have nowhere to go");
   check_step(step);
-  if (hidden_in != hidden_in_ || hidden_out != hidden_out_) {
-    for (auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
-    graphs_.clear();
-    hidden_in_ = const_cast<float*>(hidden_in), hidden_out_ = hidden_out;
-  }
+  use_buffers(hidden_in, hidden_out);
   heads_ = static_cast<int32_t>(step.heads.size());
   if (step.rows == 0) return;
   int32_t longest = 0;

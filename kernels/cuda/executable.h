@@ -29,7 +29,7 @@ class CudaExecutable : public Executable {
   void bind(WeightId weight, const WeightLayout& layout, const std::byte* resident) override;
   void bind_memory(std::span<std::byte> workspace, std::span<const std::span<std::byte>> kv_groups) override;
   void bind_peers(PeerGroup* peers) override;
-  void prepare() override;
+  void prepare(const float* hidden_in, float* hidden_out) override;
   void forward(const StepRows& step, const float* hidden_in, float* hidden_out) override;
   void sample(std::span<const SampleRow> rows) override;
   void drawn(std::span<Sampled> out) override;
@@ -79,6 +79,7 @@ class CudaExecutable : public Executable {
   T* buffer(Buffer b) const {
     return reinterpret_cast<T*>(workspace_.data() + plan_.plan.offset(static_cast<size_t>(b)));
   }
+  void use_buffers(const float* hidden_in, float* hidden_out);
   void send_inputs(const StepRows& step, const InputLayout& layout);
   Pass pass_over(const InputLayout& layout, int64_t rows, int64_t heads, int32_t sequences, int32_t context, bool decode) const;
   void replay(const StepRows& step, int32_t longest);

@@ -95,7 +95,8 @@ class Executable {
   virtual void bind(WeightId weight, const WeightLayout& layout, const std::byte* resident) = 0;
   virtual void bind_memory(std::span<std::byte> workspace, std::span<const std::span<std::byte>> kv_groups) = 0;
   virtual void bind_peers(PeerGroup* peers) = 0;  // null: alone in its stage
-  virtual void prepare() {}  // everything is bound: what can be done before the first step
+  // Everything is bound: what can be done before the first step. The buffers are those that every forward() will be given.
+  virtual void prepare(const float* /*hidden_in*/, float* /*hidden_out*/) {}
   // hidden_in: float[rows, hidden] when the stage receives; hidden_out: float[rows, hidden] when it has no head. Both on the device.
   virtual void forward(const StepRows& step, const float* hidden_in, float* hidden_out) = 0;
   // Draws from the last forward's logits; a device may still be at it when this returns. drawn() waits for the oldest sample() that it

@@ -37,7 +37,7 @@ Stage::Stage(const Blueprint& blueprint, const Plan& plan, int rank, bool all_lo
     executable_->bind_memory({workspace_.memory, workspace_.bytes}, groups);
     executable_->bind_peers(peers);
     load(blueprint, slicer, member, progress);
-    executable_->prepare();
+    executable_->prepare(range_.embedding ? nullptr : incoming_, range_.head ? nullptr : outgoing_);
   } catch (...) {
     executable_.reset();
     for (Block& block : kv_) backend_.release(block.memory, block.bytes);
