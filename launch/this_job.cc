@@ -198,14 +198,15 @@ class JobLauncher final : public Launcher {
 
 }  // namespace
 
+ThisJob join_ranks() {
+  const std::string limit = std::to_string(static_cast<int>(kJoinSeconds)) + " s";
+  const Patience patience(kJoinSeconds + std::max(0, rank_under_mpirun()) * kStepSeconds,
+                          "mpirun: a rank did not come within " + limit + " (stopped, or its host is slow)");
+  return init();
+}
+
 ThisJob join_job() {
-  ThisJob job;
-  {
-    const std::string limit = std::to_string(static_cast<int>(kJoinSeconds)) + " s";
-    const Patience patience(kJoinSeconds + std::max(0, rank_under_mpirun()) * kStepSeconds,
-                            "mpirun: a rank did not come within " + limit + " (stopped, or its host is slow)");
-    job = init();
-  }
+  ThisJob job = join_ranks();
   if (job.world.rank == 0) job.pulse = std::make_shared<Pulse>(*job.communicator);
   return job;
 }

@@ -20,6 +20,8 @@ struct ThisJob {
 // Initialises MPI and shares the host's cores among its ranks. Ends the process when a rank does not come. From then on rank 0 lets the
 // others know that it lives, until one of the functions below tells them what to do.
 ThisJob join_job();
+// The same for ranks that have no coordinator and speak to one another at once.
+ThisJob join_ranks();
 // The same for a worker that already has a coordinator, which sees who is missing.
 std::unique_ptr<Communicator> join_workers();
 

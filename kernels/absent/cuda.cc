@@ -12,6 +12,7 @@ std::unique_ptr<PeerGroup> make_cuda_peers(Backend&, int, int, uint64_t, std::sh
   fail(Code::failed_precondition, "--device", "cannot be cuda: " + why_none());
 }
 double measure_read_bandwidth(int) { return 0; }
+CopyRate measure_copy(int, int) { return {}; }
 
 std::unique_ptr<Backend> make_cuda_backend(int) { fail(Code::failed_precondition, "--device", "cannot be cuda: " + why_none()); }
 

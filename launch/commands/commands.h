@@ -15,6 +15,7 @@ struct Command {
 
 // THE list is in commands.cc.
 Command add_plan(CLI::App& app);
+Command add_probe(CLI::App& app);
 Command add_generate(CLI::App& app);
 Command add_serve(CLI::App& app);
 Command add_worker(CLI::App& app);

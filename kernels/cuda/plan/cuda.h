@@ -35,6 +35,13 @@ std::unique_ptr<PeerGroup> make_cuda_peers(Backend& backend, int index, int size
 // Bytes per second that a device reads of its own memory, measured now: the best of several passes over gigabytes.
 double measure_read_bandwidth(int device);
 
+// Copies from one device's memory to another's, by the device's own engine: seconds of a small one among many, bytes per second of a large one.
+struct CopyRate {
+  double latency = 0, bandwidth = 0;
+  bool direct = false;  // else through the host's memory
+};
+CopyRate measure_copy(int from, int to);
+
 // Tells sizes and layouts without a device; it cannot compile, place or allocate (Code::failed_precondition).
 std::unique_ptr<Backend> make_cuda_sizes();
 
