@@ -27,7 +27,7 @@ TEST_P(Checkpoint, LogitsEqualTransformers) {
   const Npy reference = read_npy(fixture(GetParam().expected + "/expected_logits.npy"));
   float largest = 0;
   for (float value : reference.values) largest = std::max(largest, std::abs(value));
-  for (int32_t chunk : {64, 7}) {
+  for (int32_t chunk : {64, 7, 1}) {
     RunOptions options;
     options.chunk = chunk;
     options.format = GetParam().format;
@@ -64,6 +64,7 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                          ::testing::Values(Case{"llama-tiny", "llama-tiny"}, Case{"llama-tied", "llama-tied"}, Case{"mixtral-tiny", "mixtral-tiny"},
                                            Case{"mixtral-top3", "mixtral-top3"}, Case{"rope/default", "rope/default"}, Case{"rope/linear", "rope/linear"},
                                            Case{"rope/yarn", "rope/yarn"}, Case{"rope/llama3", "rope/llama3"},
+                                           Case{"mistral-tiny", "mistral-tiny"},
                                            Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
                                            Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
                                            Case{"gguf/llama-k.gguf", "gguf/llama-k"},

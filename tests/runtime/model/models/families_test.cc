@@ -1,0 +1,69 @@
+// Families as data: what a config must say, and what is refused.
+#include "runtime/model/models/model.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "kernels/base/error.h"
+
+namespace tandem {
+namespace {
+
+nlohmann::json config_of(const std::string& fixture) {
+  std::ifstream file(std::string(TANDEM_FIXTURES) + "/" + fixture + "/config.json");
+  return nlohmann::json::parse(file);
+}
+
+struct Wrong {
+  const char *fixture, *key;
+  nlohmann::json value;  // null: the key is missing
+  const char* words;
+};
+
+// One line, naming file and key.
+TEST(Families, RefuseWhatIsMissingOrWrong) {
+  const Wrong cases[] = {
+      {"llama-tiny", "hidden_size", nullptr, "hidden_size: is missing"},
+      {"llama-tiny", "model_type", "bert", "model_type: is bert (known: llama, "},
+      {"mistral-tiny", "sliding_window", 0, "sliding_window: is 0 (must be 1 to"},
+      {"mistral-tiny", "num_key_value_heads", 4, "num_key_value_heads: is 4 (must divide num_attention_heads, 6)"},
+  };
+  for (const Wrong& wrong : cases) {
+    nlohmann::json config = config_of(wrong.fixture);
+    if (wrong.value.is_null()) {
+      config.erase(wrong.key);
+    } else {
+      config[wrong.key] = wrong.value;
+    }
+    try {
+      make_model(config, "config.json");
+      ADD_FAILURE() << wrong.fixture << " was accepted with " << wrong.key << " " << wrong.value;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code, Code::invalid_argument);
+      EXPECT_THAT(std::string(error.what()), testing::HasSubstr("config.json: " + std::string(wrong.words)));
+    }
+  }
+}
+
+std::vector<int64_t> windows(const nlohmann::json& config) {
+  const auto model = make_model(config, "config.json");
+  std::vector<int64_t> windows(static_cast<size_t>(model->shape.layers));
+  for (const KvGroup& group : model->kv_groups) {
+    for (const int layer : group.layers) windows[static_cast<size_t>(layer)] = group.window;
+  }
+  return windows;
+}
+
+TEST(Families, Windows) {
+  nlohmann::json config = config_of("mistral-tiny");
+  EXPECT_THAT(windows(config), testing::ElementsAre(9, 9));
+  config["sliding_window"] = nullptr;
+  EXPECT_THAT(windows(config), testing::ElementsAre(0, 0));
+  config.erase("sliding_window");
+  EXPECT_THAT(windows(config), testing::ElementsAre(4096, 4096));
+}
+
+}  // namespace
+}  // namespace tandem
