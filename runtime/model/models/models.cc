@@ -5,7 +5,8 @@
 #define TANDEM_FAMILIES(family) \
   family(llama)                 \
   family(mistral)               \
-  family(mixtral)
+  family(mixtral)               \
+  family(qwen2)
 
 namespace tandem {
 

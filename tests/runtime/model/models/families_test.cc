@@ -29,6 +29,9 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"llama-tiny", "model_type", "bert", "model_type: is bert (known: llama, "},
       {"mistral-tiny", "sliding_window", 0, "sliding_window: is 0 (must be 1 to"},
       {"mistral-tiny", "num_key_value_heads", 4, "num_key_value_heads: is 4 (must divide num_attention_heads, 6)"},
+      {"qwen2-tiny", "layer_types", {"full_attention", "sliding_attention"}, "layer_types: has 2 elements (must be num_hidden_layers, 3)"},
+      {"qwen2-tiny", "layer_types", {"full_attention", "chunked", "full_attention"}, "layer_types: holds chunked (must be"},
+      {"qwen2-tiny", "max_window_layers", -1, "max_window_layers: is -1"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
@@ -63,6 +66,14 @@ TEST(Families, Windows) {
   EXPECT_THAT(windows(config), testing::ElementsAre(0, 0));
   config.erase("sliding_window");
   EXPECT_THAT(windows(config), testing::ElementsAre(4096, 4096));
+
+  config = config_of("qwen2-tiny");
+  config.erase("layer_types");
+  EXPECT_THAT(windows(config), testing::ElementsAre(0, 11, 11));
+  config["layer_types"] = {"sliding_attention", "full_attention", "full_attention"};
+  EXPECT_THAT(windows(config), testing::ElementsAre(11, 0, 0));
+  config["use_sliding_window"] = false;
+  EXPECT_THAT(windows(config), testing::ElementsAre(0, 0, 0));
 }
 
 }  // namespace
