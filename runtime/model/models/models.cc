@@ -6,7 +6,8 @@
   family(llama)                 \
   family(mistral)               \
   family(mixtral)               \
-  family(qwen2)
+  family(qwen2)                 \
+  family(qwen3)
 
 namespace tandem {
 

@@ -90,6 +90,7 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Sharded,
                                            Split{"mixtral-tiny", 1, 2, 2}, Split{"mixtral-tiny", 2, 2, 2}, Split{"mixtral-top3", 1, 4, 1},
                                            Split{"mistral-tiny", 2, 1, 1}, Split{"mistral-tiny", 1, 1, 3}, Split{"mistral-tiny", 2, 1, 3},
                                            Split{"qwen2-tiny", 3, 1, 1}, Split{"qwen2-tiny", 2, 1, 3},
+                                           Split{"qwen3-tiny", 2, 1, 1}, Split{"qwen3-tiny", 2, 1, 2},
                                            Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}),
                          [](const auto& info) {
                            std::string name = info.param.model;

@@ -32,6 +32,7 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"qwen2-tiny", "layer_types", {"full_attention", "sliding_attention"}, "layer_types: has 2 elements (must be num_hidden_layers, 3)"},
       {"qwen2-tiny", "layer_types", {"full_attention", "chunked", "full_attention"}, "layer_types: holds chunked (must be"},
       {"qwen2-tiny", "max_window_layers", -1, "max_window_layers: is -1"},
+      {"qwen3-tiny", "head_dim", 13, "head_dim: is 13 (must be even)"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
