@@ -7,7 +7,8 @@
   family(mistral)               \
   family(mixtral)               \
   family(qwen2)                 \
-  family(qwen3)
+  family(qwen3)                 \
+  family(qwen3_moe)
 
 namespace tandem {
 

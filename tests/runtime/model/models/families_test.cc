@@ -33,6 +33,8 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"qwen2-tiny", "layer_types", {"full_attention", "chunked", "full_attention"}, "layer_types: holds chunked (must be"},
       {"qwen2-tiny", "max_window_layers", -1, "max_window_layers: is -1"},
       {"qwen3-tiny", "head_dim", 13, "head_dim: is 13 (must be even)"},
+      {"qwen3-moe-tiny", "moe_intermediate_size", nullptr, "moe_intermediate_size: is missing"},
+      {"qwen3-moe-tiny", "mlp_only_layers", {7}, "mlp_only_layers: holds 7"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
