@@ -8,7 +8,8 @@
   family(mixtral)               \
   family(qwen2)                 \
   family(qwen3)                 \
-  family(qwen3_moe)
+  family(qwen3_moe)             \
+  family(qwen2_moe)
 
 namespace tandem {
 

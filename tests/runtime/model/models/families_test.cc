@@ -35,6 +35,8 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"qwen3-tiny", "head_dim", 13, "head_dim: is 13 (must be even)"},
       {"qwen3-moe-tiny", "moe_intermediate_size", nullptr, "moe_intermediate_size: is missing"},
       {"qwen3-moe-tiny", "mlp_only_layers", {7}, "mlp_only_layers: holds 7"},
+      {"qwen2-moe-tiny", "shared_expert_intermediate_size", nullptr, "shared_expert_intermediate_size: is missing"},
+      {"qwen2-moe-tiny", "num_experts_per_tok", 7, "num_experts_per_tok: is 7 (must be 1 to 6)"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
