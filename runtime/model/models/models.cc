@@ -9,7 +9,8 @@
   family(qwen2)                 \
   family(qwen3)                 \
   family(qwen3_moe)             \
-  family(qwen2_moe)
+  family(qwen2_moe)             \
+  family(phi3)
 
 namespace tandem {
 

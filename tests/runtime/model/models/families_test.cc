@@ -37,6 +37,8 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"qwen3-moe-tiny", "mlp_only_layers", {7}, "mlp_only_layers: holds 7"},
       {"qwen2-moe-tiny", "shared_expert_intermediate_size", nullptr, "shared_expert_intermediate_size: is missing"},
       {"qwen2-moe-tiny", "num_experts_per_tok", 7, "num_experts_per_tok: is 7 (must be 1 to 6)"},
+      {"phi3-tiny", "rope_parameters", {{"rope_type", "longrope"}, {"original_max_position_embeddings", 48}, {"short_factor", {1.0, 1.1}}},
+       "rope_parameters.short_factor: has 2 values (must be 4)"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
