@@ -10,7 +10,8 @@
   family(qwen3)                 \
   family(qwen3_moe)             \
   family(qwen2_moe)             \
-  family(phi3)
+  family(phi3)                  \
+  family(gemma2)
 
 namespace tandem {
 

@@ -94,6 +94,7 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Sharded,
                                            Split{"qwen3-moe-tiny", 3, 1, 1}, Split{"qwen3-moe-tiny", 1, 2, 1}, Split{"qwen3-moe-tiny", 1, 2, 2}, Split{"qwen3-moe-tiny", 2, 1, 2},
                                            Split{"qwen2-moe-tiny", 2, 1, 1}, Split{"qwen2-moe-tiny", 1, 1, 2}, Split{"qwen2-moe-tiny", 1, 2, 1}, Split{"qwen2-moe-tiny", 2, 2, 1},
                                            Split{"phi3-tiny", 2, 1, 1}, Split{"phi3-tiny", 1, 1, 2}, Split{"phi3-tiny", 2, 1, 4},
+                                           Split{"gemma2-tiny", 3, 1, 1}, Split{"gemma2-tiny", 2, 1, 2}, Split{"gemma2-tiny", 1, 1, 4},
                                            Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}),
                          [](const auto& info) {
                            std::string name = info.param.model;

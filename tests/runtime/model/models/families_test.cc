@@ -39,6 +39,8 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"qwen2-moe-tiny", "num_experts_per_tok", 7, "num_experts_per_tok: is 7 (must be 1 to 6)"},
       {"phi3-tiny", "rope_parameters", {{"rope_type", "longrope"}, {"original_max_position_embeddings", 48}, {"short_factor", {1.0, 1.1}}},
        "rope_parameters.short_factor: has 2 values (must be 4)"},
+      {"gemma2-tiny", "attn_logit_softcapping", -1, "attn_logit_softcapping: is -1"},
+      {"gemma2-tiny", "hidden_activation", "selu", "hidden_activation: is selu (must be silu, gelu"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
@@ -81,6 +83,10 @@ TEST(Families, Windows) {
   EXPECT_THAT(windows(config), testing::ElementsAre(11, 0, 0));
   config["use_sliding_window"] = false;
   EXPECT_THAT(windows(config), testing::ElementsAre(0, 0, 0));
+
+  config = config_of("gemma2-tiny");
+  config.erase("layer_types");
+  EXPECT_THAT(windows(config), testing::ElementsAre(9, 0, 9));
 }
 
 }  // namespace
