@@ -11,7 +11,8 @@
   family(qwen3_moe)             \
   family(qwen2_moe)             \
   family(phi3)                  \
-  family(gemma2)
+  family(gemma2)                \
+  family(gpt2)
 
 namespace tandem {
 

@@ -74,6 +74,7 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            // A sequence that may grow past the original 48 tokens takes the other rope factors: phi3-long.
                                            Case{"phi3-tiny", "phi3-tiny", "keep", false, 48}, Case{"phi3-tiny", "phi3-long"},
                                            Case{"gemma2-tiny", "gemma2-tiny"},
+                                           Case{"gpt2-tiny", "gpt2-tiny"},
                                            Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
                                            Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
                                            Case{"gguf/llama-k.gguf", "gguf/llama-k"},

@@ -41,6 +41,8 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
        "rope_parameters.short_factor: has 2 values (must be 4)"},
       {"gemma2-tiny", "attn_logit_softcapping", -1, "attn_logit_softcapping: is -1"},
       {"gemma2-tiny", "hidden_activation", "selu", "hidden_activation: is selu (must be silu, gelu"},
+      {"gpt2-tiny", "n_head", 4, "n_head: is 4 (must divide n_embd, 30)"},
+      {"gpt2-tiny", "n_positions", nullptr, "n_positions: is missing"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
