@@ -12,7 +12,8 @@
   family(qwen2_moe)             \
   family(phi3)                  \
   family(gemma2)                \
-  family(gpt2)
+  family(gpt2)                  \
+  family(opt)
 
 namespace tandem {
 

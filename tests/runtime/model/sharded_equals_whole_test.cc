@@ -96,6 +96,8 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Sharded,
                                            Split{"phi3-tiny", 2, 1, 1}, Split{"phi3-tiny", 1, 1, 2}, Split{"phi3-tiny", 2, 1, 4},
                                            Split{"gemma2-tiny", 3, 1, 1}, Split{"gemma2-tiny", 2, 1, 2}, Split{"gemma2-tiny", 1, 1, 4},
                                            Split{"gpt2-tiny", 2, 1, 1}, Split{"gpt2-tiny", 1, 1, 3}, Split{"gpt2-tiny", 2, 1, 3},
+                                           Split{"opt-tiny", 2, 1, 1}, Split{"opt-tiny", 2, 1, 3},
+                                           Split{"opt-after", 2, 1, 1}, Split{"opt-after", 2, 1, 3},
                                            Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}),
                          [](const auto& info) {
                            std::string name = info.param.model;

@@ -43,6 +43,8 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
       {"gemma2-tiny", "hidden_activation", "selu", "hidden_activation: is selu (must be silu, gelu"},
       {"gpt2-tiny", "n_head", 4, "n_head: is 4 (must divide n_embd, 30)"},
       {"gpt2-tiny", "n_positions", nullptr, "n_positions: is missing"},
+      {"opt-tiny", "ffn_dim", nullptr, "ffn_dim: is missing"},
+      {"opt-tiny", "layer_norm_elementwise_affine", false, "layer_norm_elementwise_affine: is false"},
   };
   for (const Wrong& wrong : cases) {
     nlohmann::json config = config_of(wrong.fixture);
