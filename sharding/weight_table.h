@@ -20,10 +20,12 @@ enum class RowOrder : uint8_t {
 
 struct Origin {  // where a row's elements are in a checkpoint of one dialect
   std::string tensor;
-  int64_t row_offset = 0;     // first row inside a fused tensor
+  int64_t row_offset = 0;     // first row inside a fused tensor,
+  int64_t fused_rows = 0;     // which has so many; 0: the tensor is the matrix
   int64_t stacked = -1;       // index of the matrix inside a stacked 3-D tensor, -1: the tensor is the matrix
   RowOrder order = RowOrder::as_is;
   bool transposed = false;    // stored [in, out]
+  float plus = 0;             // to be added to every element (norms that are stored less one)
 };
 
 struct WeightRow {
@@ -32,6 +34,7 @@ struct WeightRow {
   int layer = -1, expert = -1;
   Dim rows, cols;             // cols of a vector: {none, size}, rows: {none, 1}; except a bias: rows like its weight, cols 1
   Origin huggingface, gguf;
+  bool embeds = false;        // of no layer: on the stage that embeds; else on the one with the head
   WeightId tied_to = kNoWeight;  // the same numbers as that row (a head tied to the embedding)
   int64_t elements() const { return rows.size() * cols.size(); }
 };

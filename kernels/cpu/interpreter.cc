@@ -80,8 +80,14 @@ const float* Interpreter::vector(WeightId id, int64_t width) const {
 }
 
 BoundProduct Interpreter::product(const Product& p, bool first_only) const {
+  if (p.weight == kNoWeight) return {};
   const bool biased = !first_only || peers_ == nullptr || peers_->index() == 0;
   return {&weight(p.weight, p.out, p.in), biased ? vector(p.bias, p.out) : nullptr};
+}
+
+Division Interpreter::division(const BoundProduct& one) const {
+  const BoundWeight* weights[] = {one.weight};
+  return divide(weights, team_->size());
 }
 
 Preparation Interpreter::preparation(std::span<const BoundProduct> readers) const {
@@ -117,10 +123,16 @@ void Interpreter::ready() {
   for (size_t i = 0; i < records.size(); ++i) {
     Bound& b = bound_[i];
     if (const auto* r = std::get_if<Embed>(&records[i])) {
-      b.products[0] = {&weight(r->table, r->vocab_end - r->vocab_begin, r->hidden), nullptr};
+      b.products[0] = {&weight(r->table, r->vocab_end - r->vocab_begin, r->width()), nullptr};
+      if (r->positions.table != kNoWeight) b.positions = &weight(r->positions.table, r->positions.rows, hidden_);
+      b.projection = product(r->projection);
+      if (b.projection.weight != nullptr) b.projection_division = division(b.projection);
     } else if (const auto* r = std::get_if<Enter>(&records[i])) {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_);
+    } else if (const auto* r = std::get_if<Normalize>(&records[i])) {
+      b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_);
     } else if (const auto* r = std::get_if<ProjectAttention>(&records[i])) {
+      b.norm = vector(r->q_norm.weight, r->shape.head_dim), b.key_norm = vector(r->k_norm.weight, r->shape.head_dim);
       b.products[0] = product(r->q), b.products[1] = product(r->k), b.products[2] = product(r->v);
       const BoundWeight* weights[] = {b.products[0].weight, b.products[1].weight, b.products[2].weight};
       b.division = divide(weights, team_->size());
@@ -145,8 +157,7 @@ void Interpreter::ready() {
       b.fused_preparation = b.attention.group * b.attention.head_dim % 32 == 0 || r->shape.kv_heads == 1;
     } else if (const auto* r = std::get_if<Contract>(&records[i])) {
       b.products[0] = product(r->product, r->partial);
-      const BoundWeight* weights[] = {b.products[0].weight};
-      b.division = divide(weights, team_->size());
+      b.division = division(b.products[0]);
     } else if (const auto* r = std::get_if<Moe>(&records[i])) {
       b.products[0] = product(r->router);
       b.unit = b.down_unit = 32;
@@ -157,11 +168,16 @@ void Interpreter::ready() {
         b.unit = lcm({b.unit, b.gate[e].weight->kernel->row_tile, b.up[e].weight->kernel->row_tile});
         b.down_unit = std::lcm<int64_t>(b.down_unit, b.down[e].weight->kernel->row_tile);
       }
+      if (r->has_shared()) {
+        b.products[1] = product(r->shared.gate), b.products[2] = product(r->shared.up);
+        b.shared_down = product(r->shared.down, r->partial), b.weigh = product(r->shared.weigh);
+      }
     } else if (const auto* r = std::get_if<Head>(&records[i])) {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_);
       b.products[0] = product(r->product);
-      const BoundWeight* weights[] = {b.products[0].weight};
-      b.division = divide(weights, team_->size());
+      b.division = division(b.products[0]);
+      b.projection = product(r->projection);
+      if (b.projection.weight != nullptr) b.projection_division = division(b.projection);
     }
   }
 
@@ -172,8 +188,13 @@ void Interpreter::ready() {
     if (i + 1 < records.size()) {
       const Bound& next = bound_[i + 1];
       readers.assign(next.products, next.products + 3);
-      if (std::holds_alternative<Moe>(records[i + 1])) {  // the router reads floats that are not rounded
-        if (readers[0].weight->kernel->activations != Activations::int8) readers.clear();
+      if (std::holds_alternative<Moe>(records[i + 1])) {  // the router, and what weighs a shared expert, read floats that are not rounded
+        readers.push_back(next.weigh);
+        const auto floats = [&](const BoundProduct& p) {
+          return (p.weight == next.products[0].weight || p.weight == next.weigh.weight) && p.weight != nullptr &&
+                 p.weight->kernel->activations != Activations::int8;
+        };
+        std::erase_if(readers, floats);
         readers.insert(readers.end(), next.gate.begin(), next.gate.end());
         readers.insert(readers.end(), next.up.begin(), next.up.end());
       } else if (std::holds_alternative<Head>(records[i + 1])) {
@@ -182,7 +203,10 @@ void Interpreter::ready() {
     }
     const Preparation wanted = preparation(readers);
     if (i > 0) b.in = bound_[i - 1].out;
-    if (std::holds_alternative<Enter>(records[i])) {
+    if (const auto* r = std::get_if<Embed>(&records[i])) {
+      if (b.projection.weight != nullptr)
+        b.third = value(Buffer::word_rows, Buffer::word_rows_prepared, bucket_.rows, r->width(), preparation({&b.projection, 1}));
+    } else if (std::holds_alternative<Enter>(records[i])) {
       b.out = value(Buffer::normalized, Buffer::normalized_prepared, bucket_.rows, hidden_, wanted);
     } else if (const auto* r = std::get_if<ProjectAttention>(&records[i])) {
       b.out = value(Buffer::queries, Buffer::queries, bucket_.rows, r->q.out, {});
@@ -194,8 +218,14 @@ void Interpreter::ready() {
       const int64_t pairs = static_cast<int64_t>(bucket_.rows) * std::min<int64_t>(r->top_k, static_cast<int64_t>(r->gate.size()));
       b.out = value(Buffer::expert_rows, Buffer::expert_rows_prepared, pairs, hidden_, b.in.preparation);
       b.third = value(Buffer::expert_gated, Buffer::expert_gated_prepared, pairs, r->gate[0].out, preparation(b.down));
-    } else if (std::holds_alternative<Head>(records[i])) {
-      b.in = value(Buffer::head_rows, Buffer::head_rows_prepared, bucket_.heads, hidden_, preparation({b.products, 1}));
+      if (r->has_shared())
+        b.shared = value(Buffer::gated, Buffer::gated_prepared, bucket_.rows, r->shared.up.out, preparation({&b.shared_down, 1}));
+    } else if (const auto* r = std::get_if<Head>(&records[i])) {
+      const bool projects = b.projection.weight != nullptr;
+      b.in = value(Buffer::head_rows, Buffer::head_rows_prepared, bucket_.heads, hidden_,
+                   preparation({projects ? &b.projection : b.products, 1}));
+      if (projects)
+        b.third = value(Buffer::word_rows, Buffer::word_rows_prepared, bucket_.heads, r->product.in, preparation({b.products, 1}));
     }
   }
   ready_ = true;
@@ -233,6 +263,12 @@ void Interpreter::check(const StepRows& step) const {
   }
   if (rows != step.rows) refuse(of(rows, " rows in the sequences, in the step ", step.rows));
   const auto* embed = program_.records().empty() ? nullptr : std::get_if<Embed>(&program_.records().front());
+  if (embed != nullptr && embed->positions.table != kNoWeight) {
+    const int64_t most = embed->positions.rows - embed->positions.offset;
+    for (int32_t i = 0; i < step.rows; ++i) {
+      if (step.positions[i] < 0 || step.positions[i] >= most) refuse(of(step.positions[i], " is a position, learned are ", most));
+    }
+  }
   if (embed == nullptr || embed->partial) return;
   for (int32_t i = 0; i < step.rows; ++i) {
     if (step.ids[i] < embed->vocab_begin || step.ids[i] >= embed->vocab_end)
@@ -296,20 +332,49 @@ void Interpreter::finish_pending(Pending pending, int member, int64_t rows) {
 void Interpreter::run(const Embed& r, const Bound& b, int member) {
   const auto [first, last] = part(step_.rows, member, team_->size());
   const BoundWeight& table = *b.products[0].weight;
+  const bool projects = b.projection.weight != nullptr;
+  float* const result = buffer<float>(r.partial ? Buffer::pending : Buffer::x);
   for (int64_t i = first; i < last; ++i) {
-    float* x = buffer<float>(Buffer::x) + i * hidden_;
-    float* out = x;
-    if (r.partial) {
-      std::fill_n(x, hidden_, 0.0f);
-      out = buffer<float>(Buffer::pending) + i * hidden_;
-    }
+    float* out = projects ? b.third.row(i) : result + i * hidden_;
     const int64_t id = step_.ids[i];
     if (id < r.vocab_begin || id >= r.vocab_end) {
-      std::fill_n(out, hidden_, 0.0f);
-      continue;
+      std::fill_n(out, table.cols, 0.0f);
+    } else {
+      table.kernel->row(table.data, table.rows, table.cols, id - r.vocab_begin, out);
+      if (r.scale != 1) scale_and_cap(out, table.cols, r.scale, 0);
     }
-    table.kernel->row(table.data, table.rows, table.cols, id - r.vocab_begin, out);
-    if (r.scale != 1) scale_and_cap(out, hidden_, r.scale, 0);
+    if (projects) b.third.prepare(i, 0, table.cols, features_);
+  }
+  if (projects) {
+    team_->barrier();
+    project_rows(b, step_.rows, b.third, result, hidden_, member);
+    team_->barrier();
+  }
+  for (int64_t i = first; i < last; ++i) {
+    float* x = buffer<float>(Buffer::x) + i * hidden_;
+    float* position = r.partial ? x : buffer<float>(Buffer::pending) + i * hidden_;
+    if (b.positions != nullptr) {
+      b.positions->kernel->row(b.positions->data, b.positions->rows, hidden_, step_.positions[i] + r.positions.offset, position);
+      if (!r.partial) add(x, position, hidden_, x);
+    } else if (r.partial) {
+      std::fill_n(x, hidden_, 0.0f);
+    }
+  }
+  team_->barrier();
+}
+
+// A member's share of the projection's rows.
+void Interpreter::project_rows(const Bound& b, int64_t rows, const Value& in, float* out, int64_t width, int member) {
+  const auto& cuts = b.projection_division.cuts[0];
+  multiply(b.projection, in, 0, rows, cuts[member], cuts[member + 1], out, width);
+}
+
+void Interpreter::run(const Normalize& r, const Bound& b, int member) {
+  finish_pending(r.pending, member, step_.rows);
+  const auto [first, last] = part(step_.rows, member, team_->size());
+  for (int64_t i = first; i < last; ++i) {
+    float* pending = buffer<float>(Buffer::pending) + i * hidden_;
+    add_normalize(pending, nullptr, hidden_, r.norm.kind, r.norm.epsilon, b.norm, b.norm_bias, pending);
   }
   team_->barrier();
 }
@@ -319,7 +384,9 @@ void Interpreter::run(const Enter& r, const Bound& b, int member) {
   const auto [first, last] = part(step_.rows, member, team_->size());
   for (int64_t i = first; i < last; ++i) {
     const float* pending = r.pending == Pending::none ? nullptr : buffer<float>(Buffer::pending) + i * hidden_;
-    add_normalize(buffer<float>(Buffer::x) + i * hidden_, pending, hidden_, r.norm.kind, r.norm.epsilon, b.norm, b.norm_bias, b.out.row(i));
+    float* x = buffer<float>(Buffer::x) + i * hidden_;
+    add_normalize(x, pending, hidden_, r.norm.kind, r.norm.epsilon, b.norm, b.norm_bias, b.out.row(i));
+    if (r.replaces) std::copy_n(b.out.row(i), hidden_, x);
     b.out.prepare(i, 0, hidden_, features_);
   }
   team_->barrier();
@@ -347,6 +414,11 @@ void Interpreter::run(const ProjectAttention& r, const Bound& b, int member) {
     for (int64_t i = std::max<int64_t>(first, s.row * kv_heads); i < std::min<int64_t>(last, (s.row + s.rows) * kv_heads); ++i) {
       const int64_t row = i / kv_heads, head = i % kv_heads;
       float* key = outs[1] + row * kv_heads * head_dim + head * head_dim;
+      const auto normalize = [&](float* x, const Norm& n, const float* weight) {
+        if (weight != nullptr) add_normalize(x, nullptr, head_dim, n.kind, n.epsilon, weight, nullptr, x);
+      };
+      for (int64_t g = 0; g < group; ++g) normalize(b.out.row(row) + (head * group + g) * head_dim, r.q_norm, b.norm);
+      normalize(key, r.k_norm, b.key_norm);
       if (r.rope.rotary > 0) {
         const float* angles = b.angles + row * r.rope.rotary;
         for (int64_t g = 0; g < group; ++g) rotate(b.out.row(row) + (head * group + g) * head_dim, r.rope.rotary, angles);
@@ -418,13 +490,19 @@ void Interpreter::run(const Head& r, const Bound& b, int member) {
     b.in.prepare(i, 0, hidden_, features_);
   }
   team_->barrier();
+  if (b.projection.weight != nullptr) {
+    project_rows(b, count, b.in, b.third.values, b.third.width, member);
+    team_->barrier();
+    for (int64_t i = first; i < last; ++i) b.third.prepare(i, 0, b.third.width, features_);
+    team_->barrier();
+  }
 
   const bool split = !r.parts.empty() && peers_ != nullptr && peers_->size() > 1;
   const int64_t width = r.product.out, tile = b.products[0].weight->kernel->row_tile;
   float* logits = buffer<float>(Buffer::logits);
   float* mine = split ? buffer<float>(Buffer::logits_part) : logits;
   const auto& cuts = b.division.cuts[0];
-  multiply(b.products[0], b.in, 0, count, cuts[member], cuts[member + 1], mine, width);
+  multiply(b.products[0], b.projection.weight != nullptr ? b.third : b.in, 0, count, cuts[member], cuts[member + 1], mine, width);
   const int64_t begin = cuts[member] * tile, end = std::min(width, cuts[member + 1] * tile);
   if (r.scale != 1 || r.soft_cap != 0) {
     for (int64_t i = 0; i < count; ++i) scale_and_cap(mine + i * width + begin, end - begin, r.scale, r.soft_cap);

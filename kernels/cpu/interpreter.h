@@ -29,11 +29,13 @@ class Interpreter : public Executable {
  private:
   struct Bound {  // a record with its weights found and its values placed
     BoundProduct products[3];
+    BoundProduct projection, shared_down, weigh;
+    const BoundWeight* positions = nullptr;
     std::vector<BoundProduct> gate, up, down;
-    Division division;
+    Division division, projection_division;
     int64_t unit = 0, down_unit = 0;  // rows of a product that one share of work is a multiple of
-    const float *norm = nullptr, *norm_bias = nullptr;
-    Value in, out, third;  // out: with what its readers want
+    const float *norm = nullptr, *norm_bias = nullptr, *key_norm = nullptr;
+    Value in, out, third, shared;  // out: with what its readers want
     const float* angles = nullptr;
     AttentionShape attention;
     bool fused_preparation = false;
@@ -47,7 +49,8 @@ class Interpreter : public Executable {
   void ready();  // resolves what was bound
   const BoundWeight& weight(WeightId id, int64_t rows, int64_t cols) const;
   const float* vector(WeightId id, int64_t width) const;
-  BoundProduct product(const Product& p, bool first_only = false) const;
+  BoundProduct product(const Product& p, bool first_only = false) const;  // of no weight: none
+  Division division(const BoundProduct& one) const;
   Preparation preparation(std::span<const BoundProduct> readers) const;
   void check(const StepRows& step) const;
   template <typename T>
@@ -59,11 +62,13 @@ class Interpreter : public Executable {
 
   void walk(int member);
   void begin(int member);
+  void project_rows(const Bound& b, int64_t rows, const Value& in, float* out, int64_t width, int member);
   void finish_pending(Pending pending, int member, int64_t rows);  // sums over the peers
   void poison_dead(int32_t record, int member);
   // One for each record; `member` of team_->size() does its share. Each ends with what it wrote visible to all.
   void run(const Embed& r, const Bound& b, int member);
   void run(const Enter& r, const Bound& b, int member);
+  void run(const Normalize& r, const Bound& b, int member);
   void run(const ProjectAttention& r, const Bound& b, int member);
   void run(const ProjectMlp& r, const Bound& b, int member);
   void run(const Attend& r, const Bound& b, int member);
@@ -72,6 +77,7 @@ class Interpreter : public Executable {
   void run(const Leave& r, const Bound& b, int member);
   void run(const Head& r, const Bound& b, int member);
   void run(const Sample& r, const Bound& b, int member);
+  void run_shared(const Moe& r, const Bound& b, int member);
   void attend_blocks(const Attend& r, const Bound& b, int member);
   void attend_splits(const Attend& r, const Bound& b, int member);
 

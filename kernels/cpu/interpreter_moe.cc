@@ -1,5 +1,8 @@
 // How a team divides a mixture of experts: rows for the router, then expert after expert laid end to end, each read once.
 #include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
 
 #include "kernels/cpu/activation.h"
 #include "kernels/cpu/interpreter.h"
@@ -84,6 +87,47 @@ void Interpreter::run(const Moe& r, const Bound& b, int member) {
     const int64_t row = i / pieces, begin = i % pieces * kColumns, width = std::min(kColumns, hidden_ - begin);
     join(lists.pair_of + row * top_k, weights + row * top_k, top_k, results + begin, hidden_, width,
          buffer<float>(Buffer::pending) + row * hidden_ + begin);
+  }
+  team_->barrier();
+  if (r.has_shared()) run_shared(r, b, member);
+}
+
+// Every row through the shared expert, added to what the chosen ones gave.
+void Interpreter::run_shared(const Moe& r, const Bound& b, int member) {
+  const int64_t rows = step_.rows, width = b.shared.width;
+  const auto product = [&](const BoundProduct& p, const Value& x, int64_t begin, int64_t end, float* y, int64_t stride) {
+    const int64_t tile = p.weight->kernel->row_tile;
+    multiply(p, x, 0, rows, begin / tile, (end + tile - 1) / tile, y, stride);
+  };
+  const auto cut = [&](int64_t size, std::initializer_list<const BoundProduct*> products) {  // [begin, end) of rows of a weight
+    int64_t unit = 32;  // so that a share is whole blocks of its reader's activations
+    for (const BoundProduct* p : products) unit = std::lcm<int64_t>(unit, p->weight->kernel->row_tile);
+    const auto [first, last] = part((size + unit - 1) / unit, member, team_->size());
+    return std::pair(std::min(size, first * unit), std::min(size, last * unit));
+  };
+  if (const auto [begin, end] = cut(width, {&b.products[1], &b.products[2]}); begin < end) {
+    float* up = buffer<float>(Buffer::up);
+    product(b.products[1], b.in, begin, end, b.shared.values, width);
+    product(b.products[2], b.in, begin, end, up, width);
+    for (int64_t i = 0; i < rows; ++i) {
+      activate(r.activation, b.shared.row(i) + begin, up + i * width + begin, end - begin);
+      b.shared.prepare(i, begin, end, features_);
+    }
+  }
+  const auto [row_begin, row_end] = part(rows, member, team_->size());
+  float* weights = buffer<float>(Buffer::router_logits);
+  multiply(b.weigh, b.in, row_begin, row_end - row_begin, 0, b.weigh.weight->tiles(), weights + row_begin, 1, true);
+  for (int64_t i = row_begin; i < row_end; ++i) weights[i] = 1 / (1 + std::exp(-weights[i]));
+  team_->barrier();
+
+  float* results = buffer<float>(Buffer::expert_results);
+  const auto [begin, end] = cut(hidden_, {&b.shared_down});
+  if (begin < end) product(b.shared_down, b.shared, begin, end, results, hidden_);
+  team_->barrier();
+  for (int64_t i = row_begin; i < row_end; ++i) {
+    float* pending = buffer<float>(Buffer::pending) + i * hidden_;
+    const float* result = results + i * hidden_;
+    for (int64_t c = 0; c < hidden_; ++c) pending[c] += weights[i] * result[c];
   }
   team_->barrier();
 }

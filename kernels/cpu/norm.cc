@@ -52,6 +52,10 @@ void AddNormalize(float* x, const float* pending, int64_t width, NormKind kind, 
       hn::BlendedStore(hn::Add(hn::MaskedLoad(mask, d, x + i), hn::MaskedLoad(mask, d, pending + i)), mask, d, x + i);
     });
   }
+  if (kind == NormKind::none) {
+    if (out != x) Each(width, [&](int64_t i, auto mask) HWY_ATTR { hn::BlendedStore(hn::MaskedLoad(mask, d, x + i), mask, d, out + i); });
+    return;
+  }
   const auto count = static_cast<float>(width);
   float mean = 0;
   if (kind == NormKind::layer) {

@@ -7,6 +7,7 @@
 namespace tandem::cpu {
 
 // x += pending (null: nothing to add); out = norm(x). All float[width]; bias may be null, out may be x.
+// kind none: out = x, without a weight.
 void add_normalize(float* x, const float* pending, int64_t width, NormKind kind, float epsilon, const float* weight, const float* bias,
                    float* out);
 // out = a + b, float[width].

@@ -10,6 +10,8 @@ namespace {
 
 constexpr const char* kNames[kBuffers] = {"hidden rows",
                                           "pending",
+                                          "word rows",
+                                          "word rows prepared",
                                           "normalized",
                                           "normalized prepared",
                                           "queries",
@@ -61,11 +63,19 @@ class Planner {
   }
 
   void operator()(const Embed& r) {
-    if (r.partial) pending();
+    if (r.partial) {
+      pending();
+    } else if (r.positions.table != kNoWeight) {
+      want(Buffer::pending, floats(bucket_.rows, hidden_), at_, at_);
+    }
+    if (r.projection.weight != kNoWeight) word_rows(bucket_.rows, r.projection.in);
   }
+  void operator()(const Normalize&) {}
   void operator()(const Enter&) {
-    want(Buffer::normalized, floats(bucket_.rows, hidden_), at_, next());
-    want(Buffer::normalized_prepared, prepared_bytes(bucket_.rows, hidden_, arithmetic_), at_, next());
+    // What replaced x is entered again by the next layer, which writes the same buffer: nothing of this one is read.
+    const int32_t last = std::holds_alternative<Enter>(records_[static_cast<size_t>(next())]) ? at_ : next();
+    want(Buffer::normalized, floats(bucket_.rows, hidden_), at_, last);
+    want(Buffer::normalized_prepared, prepared_bytes(bucket_.rows, hidden_, arithmetic_), at_, last);
   }
   void operator()(const ProjectAttention& r) {
     want(Buffer::queries, floats(bucket_.rows, r.q.out), at_, next());
@@ -75,11 +85,7 @@ class Planner {
     const auto same = [&](const Rope* other) { return same_rope(*other, r.rope); };
     if (std::none_of(out_.ropes.begin(), out_.ropes.end(), same)) out_.ropes.push_back(&r.rope);
   }
-  void operator()(const ProjectMlp& r) {
-    want(Buffer::gated, floats(bucket_.rows, r.up.out), at_, next());
-    if (r.gated) want(Buffer::up, floats(bucket_.rows, r.up.out), at_, at_);
-    want(Buffer::gated_prepared, prepared_bytes(bucket_.rows, r.up.out, arithmetic_), at_, next());
-  }
+  void operator()(const ProjectMlp& r) { gated(r.up.out, r.gated, next()); }
   void operator()(const Attend& r) {
     const int64_t width = r.shape.heads * r.shape.head_dim;
     const AttentionShape shape = attention_shape(r, bucket_, arithmetic_.kv);
@@ -105,6 +111,7 @@ class Planner {
     want(Buffer::expert_up, floats(pairs, ffn), at_, at_);
     want(Buffer::expert_gated_prepared, prepared_bytes(pairs, ffn, arithmetic_), at_, at_);
     want(Buffer::expert_results, floats(pairs, hidden_), at_, at_);
+    if (r.has_shared()) gated(r.shared.up.out, true, at_);
     pending();
   }
   void operator()(const Leave&) {}
@@ -112,6 +119,7 @@ class Planner {
     const auto after = static_cast<int32_t>(records_.size());
     want(Buffer::head_rows, floats(bucket_.heads, hidden_), at_, at_);
     want(Buffer::head_rows_prepared, prepared_bytes(bucket_.heads, hidden_, arithmetic_), at_, at_);
+    if (r.projection.weight != kNoWeight) word_rows(bucket_.heads, r.projection.out);
     if (!r.parts.empty()) want(Buffer::logits_part, floats(bucket_.heads, r.product.out + r.vocab), at_, at_);
     want(Buffer::logits, floats(bucket_.heads, r.vocab), at_, after);
   }
@@ -124,6 +132,15 @@ class Planner {
     ArenaBuffer& b = out_.buffers[static_cast<size_t>(buffer)];
     b.bytes = std::max(b.bytes, bytes);
     b.lives.push_back({first, last});
+  }
+  void gated(int64_t width, bool has_gate, int32_t last) {
+    want(Buffer::gated, floats(bucket_.rows, width), at_, last);
+    if (has_gate) want(Buffer::up, floats(bucket_.rows, width), at_, at_);
+    want(Buffer::gated_prepared, prepared_bytes(bucket_.rows, width, arithmetic_), at_, last);
+  }
+  void word_rows(int64_t rows, int64_t width) {
+    want(Buffer::word_rows, floats(rows, width), at_, at_);
+    want(Buffer::word_rows_prepared, prepared_bytes(rows, width, arithmetic_), at_, at_);
   }
   int32_t next() const { return std::min(at_ + 1, static_cast<int32_t>(records_.size()) - 1); }
   void pending() {  // lives until the next record that takes it

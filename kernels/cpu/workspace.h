@@ -15,6 +15,8 @@ namespace tandem::cpu {
 enum class Buffer : uint8_t {
   x,                      // [rows, hidden] residual stream
   pending,                // [rows, hidden]
+  word_rows,              // [rows or heads, width] on the other side of a projection of embeddings
+  word_rows_prepared,     //
   normalized,             // [rows, hidden]
   normalized_prepared,    // rounded or int8
   queries,                // [rows, heads * head_dim]

@@ -94,6 +94,7 @@ class CudaExecutable : public Executable {
 
   void run(const Embed& r, const Bound& b, const Pass& pass);
   void run(const Enter& r, const Bound& b, const Pass& pass);
+  void run(const Normalize& r, const Bound& b, const Pass& pass);
   void run(const ProjectAttention& r, const Bound& b, const Pass& pass);
   void run(const ProjectMlp& r, const Bound& b, const Pass& pass);
   void run(const Attend& r, const Bound& b, const Pass& pass);

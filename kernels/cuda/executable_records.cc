@@ -106,6 +106,8 @@ void CudaExecutable::run(const Enter& r, const Bound& b, const Pass& pass) {
   enter(pass.how, call);
 }
 
+void CudaExecutable::run(const Normalize& r, const Bound&, const Pass&) { fail(Code::internal, describe(r), "does not run on GPUs"); }
+
 void CudaExecutable::run(const ProjectAttention& r, const Bound& b, const Pass& pass) {
   auto* qkv = buffer<std::byte>(Buffer::qkv);
   const int64_t width = r.q.out + r.k.out + r.v.out;

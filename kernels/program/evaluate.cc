@@ -71,6 +71,13 @@ void Evaluator::run(const Primitive& p, const StepRows& step) {
       }
       return;
     }
+    case Operation::position: {
+      Matrix& out = make(step.rows, weights.at(p.weight).cols);
+      for (int64_t r = 0; r < out.rows; ++r) {
+        for (int64_t c = 0; c < out.cols; ++c) out.at(r, c) = weight(p.weight, step.positions[r] + p.begin, c);
+      }
+      return;
+    }
     case Operation::zero:
       make(step.rows, p.width);
       return;
@@ -91,18 +98,24 @@ void Evaluator::run(const Primitive& p, const StepRows& step) {
       return each([&](int64_t r, int64_t c) { return a.at(r, c) + weight(p.weight, 0, c); });
     case Operation::activate:
       return each([&](int64_t r, int64_t c) { return activation(p.activation, a.at(r, c)); });
+    case Operation::sigmoid:
+      return each([&](int64_t r, int64_t c) { return 1 / (1 + std::exp(-a.at(r, c))); });
     case Operation::rms_norm:
     case Operation::layer_norm: {
-      std::vector<double> means(static_cast<size_t>(a.rows)), factors(static_cast<size_t>(a.rows));
-      for (int64_t r = 0; r < a.rows; ++r) {
+      const int64_t width = p.width == 0 ? a.cols : p.width, groups = a.cols / width;
+      std::vector<double> means(static_cast<size_t>(a.rows * groups)), factors(means.size());
+      for (int64_t i = 0; i < a.rows * groups; ++i) {
+        const double* x = a.values.data() + i * width;
         double sum = 0, squares = 0;
-        for (int64_t c = 0; c < a.cols; ++c) sum += a.at(r, c);
-        const double mean = p.operation == Operation::layer_norm ? sum / static_cast<double>(a.cols) : 0.0;
-        for (int64_t c = 0; c < a.cols; ++c) squares += (a.at(r, c) - mean) * (a.at(r, c) - mean);
-        means[r] = mean, factors[r] = 1 / std::sqrt(squares / static_cast<double>(a.cols) + p.number);
+        for (int64_t c = 0; c < width; ++c) sum += x[c];
+        const double mean = p.operation == Operation::layer_norm ? sum / static_cast<double>(width) : 0.0;
+        for (int64_t c = 0; c < width; ++c) squares += (x[c] - mean) * (x[c] - mean);
+        means[i] = mean, factors[i] = 1 / std::sqrt(squares / static_cast<double>(width) + p.number);
       }
       return each([&](int64_t r, int64_t c) {
-        return (a.at(r, c) - means[r]) * factors[r] * weight(p.weight, 0, c) + (p.bias == kNoWeight ? 0.0 : weight(p.bias, 0, c));
+        const int64_t i = r * groups + c / width, element = c % width;
+        return (a.at(r, c) - means[i]) * factors[i] * weight(p.weight, 0, element) +
+               (p.bias == kNoWeight ? 0.0 : weight(p.bias, 0, element));
       });
     }
     case Operation::matrix: {

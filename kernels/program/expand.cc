@@ -9,19 +9,38 @@ class Expander {
 
   void operator()(const Embed& r) {
     const int out = r.partial ? kPending : kX;
-    if (r.partial) add({.operation = Operation::zero, .out = kX, .width = r.hidden});
-    add({.operation = Operation::look_up, .out = out, .weight = r.table, .width = r.vocab_end - r.vocab_begin, .begin = r.vocab_begin});
+    const int at = inner(), positions = inner();
+    if (r.positions.table != kNoWeight) {
+      add({.operation = Operation::position, .out = r.partial ? kX : positions, .weight = r.positions.table, .begin = r.positions.offset});
+    } else if (r.partial) {
+      add({.operation = Operation::zero, .out = kX, .width = r.hidden});
+    }
+    const bool projects = r.projection.weight != kNoWeight;
+    add({.operation = Operation::look_up,
+         .out = projects ? at : out,
+         .weight = r.table,
+         .width = r.vocab_end - r.vocab_begin,
+         .begin = r.vocab_begin});
+    if (projects) product(r.projection, at, out);
     if (r.scale != 1) add({.operation = Operation::scale, .out = out, .a = out, .number = r.scale});
+    if (r.positions.table != kNoWeight && !r.partial) add({.operation = Operation::add, .out = kX, .a = kX, .b = positions});
   }
   void operator()(const Enter& r) {
     finish(r.pending);
     norm(r.norm, kX, kH);
+    if (r.replaces) add({.operation = Operation::copy, .out = kX, .a = kH});
+  }
+  void operator()(const Normalize& r) {
+    if (r.pending == Pending::partial) add({.operation = Operation::reduce, .out = kPending, .a = kPending});
+    norm(r.norm, kPending, kPending);
   }
   void operator()(const ProjectAttention& r) {
     const int q = inner(), k = inner(), v = inner();
     product(r.q, kH, q);
     product(r.k, kH, k);
     product(r.v, kH, v);
+    if (r.q_norm.weight != kNoWeight) norm(r.q_norm, q, q, r.shape.head_dim);
+    if (r.k_norm.weight != kNoWeight) norm(r.k_norm, k, k, r.shape.head_dim);
     if (r.rope.rotary > 0) {
       add({.operation = Operation::rotate, .out = q, .a = q, .width = r.shape.head_dim, .groups = r.shape.heads, .rope = &r.rope});
       add({.operation = Operation::rotate, .out = k, .a = k, .width = r.shape.head_dim, .groups = r.shape.kv_heads, .rope = &r.rope});
@@ -68,6 +87,15 @@ class Expander {
            .b = router,
            .begin = r.expert_begin + static_cast<int64_t>(e)});
     }
+    if (!r.has_shared()) return;
+    const int weigh = inner();
+    product(r.shared.gate, kH, gate);
+    product(r.shared.up, kH, up);
+    mlp(true, r.activation, gate, up, gate);
+    product(r.shared.down, gate, result);
+    product(r.shared.weigh, kH, weigh);
+    add({.operation = Operation::sigmoid, .out = weigh, .a = weigh});
+    add({.operation = Operation::add_scaled, .out = kPending, .a = result, .b = weigh});
   }
   void operator()(const Leave& r) { finish(r.pending); }
   void operator()(const Head& r) {
@@ -75,6 +103,7 @@ class Expander {
     const int rows = inner();
     add({.operation = Operation::pick, .out = rows, .a = kX});
     norm(r.norm, rows, rows);
+    if (r.projection.weight != kNoWeight) product(r.projection, rows, rows);
     product(r.product, rows, kLogits);
     if (r.scale != 1) add({.operation = Operation::scale, .out = kLogits, .a = kLogits, .number = r.scale});
     if (r.soft_cap != 0) add({.operation = Operation::cap, .out = kLogits, .a = kLogits, .number = r.soft_cap});
@@ -90,9 +119,13 @@ class Expander {
     if (pending == Pending::partial) add({.operation = Operation::reduce, .out = kPending, .a = kPending});
     add({.operation = Operation::add, .out = kX, .a = kX, .b = kPending});
   }
-  void norm(const Norm& n, int a, int out) {
+  void norm(const Norm& n, int a, int out, int64_t width = 0) {
+    if (n.kind == NormKind::none) {
+      if (a != out) add({.operation = Operation::copy, .out = out, .a = a});
+      return;
+    }
     const Operation kind = n.kind == NormKind::rms ? Operation::rms_norm : Operation::layer_norm;
-    add({.operation = kind, .out = out, .a = a, .weight = n.weight, .bias = n.bias, .number = n.epsilon});
+    add({.operation = kind, .out = out, .a = a, .weight = n.weight, .bias = n.bias, .width = width, .number = n.epsilon});
   }
   void product(const Product& p, int a, int out, bool first_only = false) {
     add({.operation = Operation::matrix, .out = out, .a = a, .weight = p.weight, .width = p.out});
@@ -120,9 +153,10 @@ std::vector<Primitive> expand(const Record& record) {
 }
 
 std::string describe(const Primitive& p) {
-  constexpr const char* kOperations[] = {"look_up",  "zero",       "copy",   "add",    "multiply",   "reduce", "scale",  "cap",
-                                         "rms_norm", "layer_norm", "matrix", "bias",   "activate",   "rotate", "append", "scores",
-                                         "mask",     "softmax",    "mix",    "choose", "add_scaled", "pick",   "gather"};
+  constexpr const char* kOperations[] = {"look_up", "position",   "zero",     "copy",       "add",    "multiply", "reduce",
+                                         "scale",   "cap",        "rms_norm", "layer_norm", "matrix", "bias",     "activate",
+                                         "sigmoid", "rotate",     "append",   "scores",     "mask",   "softmax",  "mix",
+                                         "choose",  "add_scaled", "pick",     "gather"};
   const auto value = [](int v) -> std::string {
     constexpr const char* kValues[] = {"x", "h", "pending", "logits"};
     return v < kFirstInner ? kValues[v] : "t" + std::to_string(v - kFirstInner);

@@ -11,6 +11,7 @@ namespace tandem {
 
 enum class Operation : uint8_t {
   look_up,     // out[row] = row ids[row] - begin of the weight; zero outside [begin, begin + width)
+  position,    // out[row] = row positions[row] + begin of the weight
   zero,        // out[row, width] = 0
   copy,        // out = a
   add,         // out = a + b
@@ -18,11 +19,12 @@ enum class Operation : uint8_t {
   reduce,      // out = sum of a over the peers
   scale,       // out = a * number
   cap,         // out = number * tanh(a / number)
-  rms_norm,    // out = a / sqrt(mean(a^2) + number) * weight (+ bias)
+  rms_norm,    // out = a / sqrt(mean(a^2) + number) * weight (+ bias), over groups of `width` (0: the whole row)
   layer_norm,  // out = (a - mean(a)) / sqrt(variance(a) + number) * weight (+ bias)
   matrix,      // out[row, r] = sum over c of weight[r, c] * a[row, c]
   bias,        // out = a + weight
   activate,    // out = activation(a)
+  sigmoid,     // out = 1 / (1 + exp(-a))
   rotate,      // rope on a's heads [groups, width], its frequencies and scale
   append,      // a, b = keys and values [groups, width] of the rows, kept at their positions of layer kv
   scores,      // out[row, head, t] = a's head . key t of its KV head, t counted from the sequence's first token

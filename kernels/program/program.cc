@@ -42,27 +42,47 @@ void Program::begin(const char* record, int64_t hidden) {
   hidden_ = hidden, has_x_ = true;
 }
 
-void Program::embed(WeightSlice table, int64_t vocab_begin, int64_t vocab_end, float scale) {
-  begin("embed", table.in);
+void Program::need_norm(const char* record, const Norm& norm) const {
+  need((norm.weight == kNoWeight) == (norm.kind == NormKind::none), record, "the norm has no weight");
+}
+
+void Program::need_projection(const char* record, const WeightSlice& projection, int64_t out, int64_t in) const {
+  if (projection.id == kNoWeight)
+    return need(out == in, record, "rows of " + std::to_string(in) + " are not " + std::to_string(out) + " wide");
+  need(projection.out == out && projection.in == in && !projection.out_split && !projection.in_split && projection.bias == kNoWeight,
+       record, shape(projection) + " does not take " + std::to_string(in) + " to " + std::to_string(out) + ", whole and without a bias");
+}
+
+void Program::embed(WeightSlice table, int64_t vocab_begin, int64_t vocab_end, float scale, Positions positions, WeightSlice projection) {
+  begin("embed", projection.id == kNoWeight ? table.in : projection.out);
+  need_projection("embed", projection, hidden_, table.in);
+  need(positions.table == kNoWeight || (positions.offset >= 0 && positions.rows > positions.offset), "embed", "the table has no positions");
   need(table.id != kNoWeight && !table.in_split, "embed", shape(table) + " must be whole along the hidden axis");
   need(0 <= vocab_begin && vocab_begin < vocab_end && table.out == vocab_end - vocab_begin, "embed",
        shape(table) + " does not hold ids " + std::to_string(vocab_begin) + ".." + std::to_string(vocab_end));
-  records_.push_back(Embed{table.id, hidden_, vocab_begin, vocab_end, scale, table.out_split});
+  records_.push_back(Embed{table.id, hidden_, vocab_begin, vocab_end, scale, table.out_split, positions, product(projection)});
   pending_ = table.out_split ? Pending::partial : Pending::none;
   embeds_ = true;
 }
 
 void Program::receive(int64_t hidden) { begin("receive", hidden); }
 
-void Program::enter(Norm norm) {
+void Program::enter(Norm norm, bool replaces) {
   need(has_x_ && !ended_, "enter", "no hidden rows here (embed or receive first, nothing after leave or head)");
-  need(norm.weight != kNoWeight, "enter", "the norm has no weight");
+  need_norm("enter", norm);
   need(queries() == nullptr, "enter", "queries are read by attend only");
-  records_.push_back(Enter{norm, hidden_, take_pending()});
+  records_.push_back(Enter{norm, hidden_, take_pending(), replaces});
   width_ = hidden_, h_split_ = false;
 }
 
-void Program::project(WeightSlice q, WeightSlice k, WeightSlice v, HeadShape shape, Rope rope, KvLayer kv) {
+void Program::normalize(Norm norm) {
+  need(pending_ != Pending::none && !ended_, "normalize", "nothing is pending (contract first)");
+  need(norm.weight != kNoWeight, "normalize", "the norm has no weight");
+  records_.push_back(Normalize{norm, hidden_, take_pending()});
+  pending_ = Pending::whole;
+}
+
+void Program::project(WeightSlice q, WeightSlice k, WeightSlice v, HeadShape shape, Rope rope, KvLayer kv, Norm q_norm, Norm k_norm) {
   for (const WeightSlice& w : {q, k, v}) need_h("project", w);
   need(shape.kv_heads > 0 && shape.head_dim > 0 && shape.heads > 0 && shape.heads % shape.kv_heads == 0, "project",
        std::to_string(shape.heads) + " heads cannot share " + std::to_string(shape.kv_heads) + " key heads evenly");
@@ -74,7 +94,8 @@ void Program::project(WeightSlice q, WeightSlice k, WeightSlice v, HeadShape sha
        "project",
        "rotates " + std::to_string(rope.rotary) + " elements with " + std::to_string(rope.inverse_frequency.size()) + " frequencies");
   need(kv.group >= 0 && kv.group < kMaxKvGroups && kv.layer >= 0, "project", "no such KV group");
-  records_.push_back(ProjectAttention{product(q), product(k), product(v), shape, std::move(rope), kv});
+  need(q_norm.bias == kNoWeight && k_norm.bias == kNoWeight, "project", "norms of heads have no biases");
+  records_.push_back(ProjectAttention{product(q), product(k), product(v), shape, std::move(rope), kv, q_norm, k_norm});
   width_ = q.out, h_split_ = q.out_split;
 }
 
@@ -117,7 +138,7 @@ void Program::contract(WeightSlice weight) {
 }
 
 void Program::moe(WeightSlice router, std::vector<WeightSlice> gate, std::vector<WeightSlice> up, std::vector<WeightSlice> down,
-                  int32_t experts, int32_t expert_begin, int32_t top_k, bool normalize, Activation activation) {
+                  int32_t experts, int32_t expert_begin, int32_t top_k, bool normalize, Activation activation, SharedSlices shared) {
   need_h("moe", router);
   need(pending_ == Pending::none, "moe", "a result is pending already (enter first)");
   need(experts > 0 && router.out == experts && !router.out_split, "moe", "the router must see all " + std::to_string(experts) + " experts");
@@ -126,7 +147,7 @@ void Program::moe(WeightSlice router, std::vector<WeightSlice> gate, std::vector
   need(local >= 1 && up.size() == gate.size() && down.size() == gate.size(), "moe", "gate, up and down are not as many");
   need(expert_begin >= 0 && expert_begin + local <= experts, "moe",
        "experts " + std::to_string(expert_begin) + ".." + std::to_string(expert_begin + local) + " of " + std::to_string(experts));
-  Moe record{product(router), {}, {}, {}, experts, expert_begin, top_k, normalize, activation, false};
+  Moe record{product(router), {}, {}, {}, experts, expert_begin, top_k, normalize, activation, false, {}};
   for (size_t e = 0; e < gate.size(); ++e) {
     need_h("moe", gate[e]);
     need_h("moe", up[e]);
@@ -140,6 +161,15 @@ void Program::moe(WeightSlice router, std::vector<WeightSlice> gate, std::vector
     record.down.push_back(product(down[e]));
   }
   record.partial = local < experts || gate[0].out_split;
+  if (shared.up.id != kNoWeight) {
+    for (const WeightSlice& w : {shared.gate, shared.up, shared.weigh}) need_h("moe", w);
+    need(shared.gate.out == shared.up.out && shared.down.in == shared.up.out && shared.down.out == hidden_ && !shared.down.out_split, "moe",
+         "the shared expert's weights do not fit together");
+    need(shared.weigh.out == 1 && !shared.weigh.out_split, "moe", "the shared expert has one weight a row");
+    need(shared.gate.out_split == record.partial && shared.up.out_split == record.partial && shared.down.in_split == record.partial, "moe",
+         "the shared expert must be split when the others are: whole, it would be summed twice");
+    record.shared = {product(shared.gate), product(shared.up), product(shared.down), product(shared.weigh)};
+  }
   pending_ = record.partial ? Pending::partial : Pending::whole;
   records_.push_back(std::move(record));
   width_ = 0, h_split_ = false;
@@ -152,11 +182,13 @@ void Program::leave() {
   ended_ = true, width_ = 0;
 }
 
-void Program::head(Norm norm, WeightSlice weight, int64_t vocab, std::vector<int64_t> parts, float scale, float soft_cap) {
+void Program::head(Norm norm, WeightSlice weight, int64_t vocab, std::vector<int64_t> parts, float scale, float soft_cap,
+                   WeightSlice projection) {
   need(has_x_ && !ended_, "head", "no hidden rows here");
   need(queries() == nullptr, "head", "queries are read by attend only");
-  need(norm.weight != kNoWeight && weight.id != kNoWeight && weight.in == hidden_ && !weight.in_split, "head",
-       shape(weight) + " does not take " + std::to_string(hidden_));
+  need_norm("head", norm);
+  need(weight.id != kNoWeight && !weight.in_split, "head", shape(weight) + " is no weight of a head");
+  need_projection("head", projection, weight.in, hidden_);
   need(soft_cap >= 0 && vocab > 0, "head", "vocabulary and soft cap must be positive");
   if (weight.out_split) {
     need(std::accumulate(parts.begin(), parts.end(), int64_t{0}) == vocab, "head", "the parts are not the vocabulary");
@@ -164,7 +196,7 @@ void Program::head(Norm norm, WeightSlice weight, int64_t vocab, std::vector<int
   } else {
     need(parts.empty() && weight.out == vocab, "head", shape(weight) + " is not the vocabulary of " + std::to_string(vocab));
   }
-  records_.push_back(Head{norm, product(weight), hidden_, vocab, std::move(parts), take_pending(), scale, soft_cap});
+  records_.push_back(Head{norm, product(weight), hidden_, vocab, std::move(parts), take_pending(), scale, soft_cap, product(projection)});
   vocab_ = vocab, ended_ = true, width_ = 0;
 }
 

@@ -16,21 +16,28 @@ struct WeightSlice {
   WeightId bias = kNoWeight;  // sliced like the rows
 };
 
+struct SharedSlices {
+  WeightSlice gate, up, down, weigh;
+};  // no ids: none
+
 class Program {
  public:
   // Each throws Code::internal naming the record when shapes do not fit together or the order makes no sense.
-  void embed(WeightSlice table, int64_t vocab_begin, int64_t vocab_end, float scale = 1);
+  void embed(WeightSlice table, int64_t vocab_begin, int64_t vocab_end, float scale = 1, Positions positions = {},
+             WeightSlice projection = {});
   void receive(int64_t hidden);  // x comes from the previous stage
-  void enter(Norm norm);
-  void project(WeightSlice q, WeightSlice k, WeightSlice v, HeadShape shape, Rope rope, KvLayer kv);
+  void enter(Norm norm, bool replaces = false);
+  void normalize(Norm norm);  // what is pending
+  void project(WeightSlice q, WeightSlice k, WeightSlice v, HeadShape shape, Rope rope, KvLayer kv, Norm q_norm = {}, Norm k_norm = {});
   void project(WeightSlice gate, WeightSlice up, Activation activation);  // gated
   void project(WeightSlice up, Activation activation);
   void attend(HeadShape shape, KvLayer kv, float scale, int64_t window = 0, float soft_cap = 0);
   void contract(WeightSlice weight);
   void moe(WeightSlice router, std::vector<WeightSlice> gate, std::vector<WeightSlice> up, std::vector<WeightSlice> down, int32_t experts,
-           int32_t expert_begin, int32_t top_k, bool normalize, Activation activation);
+           int32_t expert_begin, int32_t top_k, bool normalize, Activation activation, SharedSlices shared = {});
   void leave();
-  void head(Norm norm, WeightSlice weight, int64_t vocab, std::vector<int64_t> parts, float scale = 1, float soft_cap = 0);
+  void head(Norm norm, WeightSlice weight, int64_t vocab, std::vector<int64_t> parts, float scale = 1, float soft_cap = 0,
+            WeightSlice projection = {});
   void sample();
 
   const std::vector<Record>& records() const { return records_; }
@@ -44,6 +51,8 @@ class Program {
   Pending take_pending();
   void need(bool right, const char* record, const std::string& what) const;
   void need_h(const char* record, const WeightSlice& weight) const;
+  void need_norm(const char* record, const Norm& norm) const;
+  void need_projection(const char* record, const WeightSlice& projection, int64_t out, int64_t in) const;
   void begin(const char* record, int64_t hidden);
   std::vector<Record> records_;
   int64_t hidden_ = 0, vocab_ = 0, width_ = 0;  // width_: of h; 0 when there is none

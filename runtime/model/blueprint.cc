@@ -24,7 +24,7 @@ Use use_of(const Model& model, WeightId id) {
   const WeightRow& row = model.weights[id];
   if (row.role == Role::norm || row.role == Role::bias) return Use::vector;
   const bool tied = model.weights[model.head_weight].tied_to != kNoWeight;
-  if (row.role == Role::embedding) return tied ? Use::product_and_table : Use::table;
+  if (row.role == Role::embedding) return tied && id == model.embedding ? Use::product_and_table : Use::table;
   if (row.role == Role::head && tied) return Use::product_and_table;
   return Use::product;
 }
@@ -105,7 +105,7 @@ std::vector<HeldWeight> held_weights(const Model& model, const Slicer& slicer, c
     bool mine;
     if (row.layer >= 0) {
       mine = row.layer >= range.first_layer && row.layer <= range.last_layer;
-    } else if (id == model.embedding || row.name.find("embed") != std::string::npos) {
+    } else if (row.embeds) {
       mine = range.embedding;
     } else if (id == model.head_weight) {
       mine = range.head && !(tied && range.embedding);
@@ -117,9 +117,9 @@ std::vector<HeldWeight> held_weights(const Model& model, const Slicer& slicer, c
   return held;
 }
 
-Program record_stage(const Model& model, const Slicer& slicer, const StageRange& range, int member) {
+Program record_stage(const Model& model, const Slicer& slicer, const StageRange& range, int member, int64_t context) {
   Program program;
-  Recorder recorder(program, model, slicer, member, range.first_layer, range.last_layer, range.embedding);
+  Recorder recorder(program, model, slicer, member, range.first_layer, range.last_layer, range.embedding, context);
   if (range.embedding) {
     model.embed(recorder);
   } else {
@@ -178,11 +178,11 @@ Profile make_profile(const Blueprint& blueprint, const Mesh& group, const Worklo
   profile.group = mesh;
   profile.arithmetic = blueprint.arithmetic;
   profile.tied = model.weights[model.head_weight].tied_to != kNoWeight;
-  profile.embedding_name = "model.embed_tokens";
-  profile.head_name = "lm_head";
-  profile.layer_prefix = "model.layers.";
-  profile.first_modules = {"model.rotary_emb"};
-  profile.last_modules = {"model.norm"};
+  profile.embedding_name = model.modules.embedding;
+  profile.head_name = model.modules.head;
+  profile.layer_prefix = model.modules.layers;
+  profile.first_modules = model.modules.first;
+  profile.last_modules = model.modules.last;
   profile.kv_types = {KvType::fp32, KvType::bf16, KvType::fp16};
   profile.formats.clear();
   for (const Format* format : formats()) profile.formats.emplace_back(format->name());
@@ -224,7 +224,7 @@ Profile make_profile(const Blueprint& blueprint, const Mesh& group, const Worklo
       for (int member = 0; member < mesh.group_size(); ++member) {
         // Every layer is recorded, so that the number holds for any stage; buffers are shared between layers.
         const StageRange range{0, last, embeds == 1, head == 1};
-        const Program program = record_stage(model, slicer, range, member);
+        const Program program = record_stage(model, slicer, range, member, workload.context);
         const std::vector<KvShape> kv = kv_shapes(model, slicer, range, member);
         uint64_t bytes = 0;
         for (const SizeRow& row : backend.workspace(program, kv, bucket, blueprint.arithmetic)) bytes += row.bytes;
@@ -246,11 +246,12 @@ uint64_t parameters(const Model& model) {
 
 uint64_t footprint_bytes(const Blueprint& blueprint) {
   const Model& model = *blueprint.model;
-  uint64_t bytes = static_cast<uint64_t>(model.shape.head_dim / 2) * sizeof(float);  // the rotary buffer, fp32, one for the model
+  uint64_t bytes = model.buffer_bytes;
   for (WeightId id = 0; id < model.weights.size(); ++id) {
     const WeightRow& row = model.weights[id];
     if (row.tied_to != kNoWeight) continue;
-    const Format& format = *blueprint.formats.held[id];
+    const bool vector = row.role == Role::norm || row.role == Role::bias;
+    const Format& format = *(vector ? blueprint.formats.stored : blueprint.formats.held)[id];  // vectors are fp32 only where they are used
     const std::vector<Component> components = format.components(row.rows.size(), row.cols.size());
     bytes += components[0].bytes;  // the codes; transformers does not count quantization statistics
   }

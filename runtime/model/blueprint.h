@@ -33,7 +33,7 @@ struct HeldWeight { WeightId id = kNoWeight; Use use = Use::product; };
 // The weights that one member of a stage's group holds, in loading order. A head tied to an embedding of the same stage is not listed:
 // it is the embedding.
 std::vector<HeldWeight> held_weights(const Model& model, const Slicer& slicer, const StageRange& range, int member);
-Program record_stage(const Model& model, const Slicer& slicer, const StageRange& range, int member);
+Program record_stage(const Model& model, const Slicer& slicer, const StageRange& range, int member, int64_t context);
 std::vector<KvShape> kv_shapes(const Model& model, const Slicer& slicer, const StageRange& range, int member);
 
 // What one weight occupies in the rank's block: the layout padded to 64 bytes.

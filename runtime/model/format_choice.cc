@@ -61,12 +61,13 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 void check_shape(const WeightRow& row, const Origin& origin, const TensorInfo& tensor, const std::string& file) {
   std::vector<int64_t> wanted;
   const bool vector = row.role == Role::norm || row.role == Role::bias;
+  const int64_t rows = origin.fused_rows > 0 ? origin.fused_rows : row.rows.size();
   if (vector) {
-    wanted = {row.rows.size() * row.cols.size()};
+    wanted = {rows * row.cols.size()};
   } else if (origin.transposed) {
-    wanted = {row.cols.size(), row.rows.size()};
+    wanted = {row.cols.size(), rows};
   } else {
-    wanted = {row.rows.size(), row.cols.size()};
+    wanted = {rows, row.cols.size()};
   }
   std::vector<int64_t> found = tensor.shape;
   if (origin.stacked >= 0) {
@@ -75,15 +76,13 @@ void check_shape(const WeightRow& row, const Origin& origin, const TensorInfo& t
     }
     found.erase(found.begin());
   }
-  bool same = found == wanted;
-  if (!same && origin.row_offset > 0 && found.size() == 2) same = found[1] == wanted[1] && origin.row_offset + wanted[0] <= found[0];
-  if (!same) bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (config.json says " + shape_text(wanted) + ")");
+  if (found != wanted) bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (config.json says " + shape_text(wanted) + ")");
 }
 
 // What the file holds besides, where leaving it out would change answers: layers and biases that the config does not speak of.
 void check_unused(const Model& model, const Checkpoint& checkpoint, const std::set<std::string_view>& used) {
   const bool gguf = checkpoint.dialect == Dialect::gguf;
-  const std::string layer_prefix = gguf ? "blk." : "model.layers.";
+  const std::string layer_prefix = gguf ? "blk." : model.modules.layers;
   for (const TensorInfo& tensor : checkpoint.tensors->tensors()) {
     if (used.contains(tensor.name)) continue;
     const std::string where = checkpoint.tensors->file_name(tensor) + ": " + tensor.name;
@@ -128,9 +127,11 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
     const WeightRow& row = model.weights[id];
     const TensorInfo* tensor = nullptr;
     const Format* stored = fallback;
+    const Origin& origin = checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
     if (checkpoint.tensors) {
-      const Origin& origin = checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
       tensor = checkpoint.tensors->find(origin.tensor);
+      // A checkpoint of the model without its head has names without the first part ("transformer.h.0..." is "h.0...").
+      if (tensor == nullptr) tensor = checkpoint.tensors->find(origin.tensor.substr(origin.tensor.find('.') + 1));
       if (tensor == nullptr) {
         bad_input(checkpoint.path, "has no tensor " + origin.tensor + " (config.json asks for it: " + std::to_string(model.shape.layers) +
                                        " layers of family " + std::string(model.family()) + ")");
@@ -144,6 +145,10 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
     }
     const Format* held = stored;
     const bool vector = row.role == Role::norm || row.role == Role::bias;
+    if (origin.transposed && !stored->is_dense()) {
+      bad_input(checkpoint.path + ": " + origin.tensor, "is " + std::string(stored->name()) + " and stored [in, out] (floating point is needed)");
+    }
+    if (origin.plus != 0) held = &dense_format(DType::f32);  // the sum would be rounded
     if (rules.all && (row.role == Role::linear || row.role == Role::router)) held = rules.all;
     for (size_t i = 0; i < rules.modules.size(); ++i) {
       if (!matches(row.name, rules.modules[i].module)) continue;

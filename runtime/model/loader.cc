@@ -42,18 +42,36 @@ void restore_rope_rows(std::span<std::byte> bytes, int64_t rows, int64_t head_di
   }
 }
 
+void transpose(std::span<std::byte> bytes, int64_t rows, int64_t cols) {
+  const auto element = bytes.size() / static_cast<size_t>(rows * cols);
+  const std::vector<std::byte> before(bytes.begin(), bytes.end());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      std::memcpy(bytes.data() + static_cast<size_t>(c * rows + r) * element, before.data() + static_cast<size_t>(r * cols + c) * element, element);
+    }
+  }
+}
+
+Origin origin_of(const Blueprint& blueprint, const WeightRow& row) {
+  if (blueprint.synthetic) return {row.name};
+  return blueprint.checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
+}
+
 // The stored form of `part` in the checkpoint's own format, rows in Hugging Face's order, at the beginning of `buffer`.
 void read_stored(const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte>& buffer) {
   const WeightRow& row = blueprint.model->weights[id];
   const TensorInfo& tensor = *blueprint.formats.tensors[id];
   const Format& stored = *blueprint.formats.stored[id];
-  const Origin& found = blueprint.checkpoint.dialect == Dialect::gguf ? row.gguf : row.huggingface;
-  const Origin origin = blueprint.synthetic ? Origin{row.name} : found;
-  if (origin.transposed) fail(Code::internal, row.name, "transposed tensors are not read yet");
+  const Origin origin = origin_of(blueprint, row);
   const bool vector = row.role == Role::norm || row.role == Role::bias;
-  const int64_t rows = vector ? 1 : row.rows.size(), cols = vector ? row.rows.size() * row.cols.size() : row.cols.size();
-  Rectangle wanted = part;
-  if (vector && row.role == Role::bias) wanted = {0, 1, part.row_begin, part.row_end};
+  // The matrix as it is stored, and the part of it that is wanted.
+  int64_t rows = origin.fused_rows > 0 ? origin.fused_rows : row.rows.size(), cols = row.cols.size();
+  Rectangle wanted{part.row_begin + origin.row_offset, part.row_end + origin.row_offset, part.col_begin, part.col_end};
+  const auto turn = [&] {
+    std::swap(rows, cols);
+    wanted = {wanted.col_begin, wanted.col_end, wanted.row_begin, wanted.row_end};
+  };
+  if (origin.transposed || row.role == Role::bias) turn();
   const std::vector<Component> components = stored.components(rows, cols);
   const TensorSource& source = *blueprint.checkpoint.tensors;
   const auto ranges = stored.ranges(rows, cols, wanted);
@@ -80,6 +98,7 @@ void read_stored(const Blueprint& blueprint, WeightId id, const Rectangle& part,
       restore_rope_rows(bytes, wanted.rows(), row.rows.unit);
     }
   }
+  if (origin.transposed) transpose(bytes, wanted.rows(), wanted.cols());
 }
 
 // Converts rows in pieces, so that only a few megabytes of floats exist at a time.
@@ -145,6 +164,14 @@ LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle&
         slice.bytes.insert(slice.bytes.end(), all.begin() + static_cast<int64_t>(base + range.begin), all.begin() + static_cast<int64_t>(base + range.end));
       }
       base += components[i].bytes;
+    }
+  }
+  if (const float plus = origin_of(blueprint, row).plus; plus != 0) {  // held as fp32
+    for (int64_t i = 0; i < part.rows() * part.cols(); ++i) {
+      float value;
+      std::memcpy(&value, slice.bytes.data() + i * static_cast<int64_t>(sizeof value), sizeof value);
+      value += plus;
+      std::memcpy(slice.bytes.data() + i * static_cast<int64_t>(sizeof value), &value, sizeof value);
     }
   }
   slice.view = {&held, part.rows(), part.cols(), {}, part.row_begin * cols + part.col_begin, cols};

@@ -11,7 +11,7 @@ Stage::Stage(const Blueprint& blueprint, const Plan& plan, int rank, bool all_lo
   const int member = plan.mesh.member(rank);
   const Slicer slicer(blueprint.model->weights, blueprint.formats.held, {1, plan.mesh.ep, plan.mesh.tp});
   bucket_ = bucket_for(plan.workload, all_logits);
-  const Program program = record_stage(*blueprint.model, slicer, range_, member);
+  const Program program = record_stage(*blueprint.model, slicer, range_, member, plan.workload.context);
   const std::vector<KvShape> kv = kv_shapes(*blueprint.model, slicer, range_, member);
   executable_ = backend.compile(program, kv, bucket_, blueprint.arithmetic);
 

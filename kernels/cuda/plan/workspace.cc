@@ -51,6 +51,7 @@ class Planner {
   void operator()(const Embed& r) {
     if (r.partial) pending();
   }
+  void operator()(const Normalize&) {}
   void operator()(const Enter&) { want(Buffer::normalized, elements(bucket_.rows, hidden_), at_, next()); }
   void operator()(const ProjectAttention& r) {
     want(Buffer::qkv, elements(bucket_.rows, r.q.out + r.k.out + r.v.out), at_, next());

@@ -2,14 +2,10 @@
 
 #include <cmath>
 
-#include "runtime/model/models/rope.h"
-
 namespace tandem {
 namespace {
 
 constexpr int64_t kMost = int64_t{1} << 24;
-
-Dim model_dim(const ModelShape& s) { return {Axis::model, s.hidden, 1}; }
 
 }  // namespace
 
@@ -24,15 +20,13 @@ Activation activation_of(const Config& config, std::string_view key, std::string
   config.bad(key, "is " + name + " (must be silu, gelu, gelu_new, gelu_pytorch_tanh or relu)");
 }
 
-Llama::Llama(const Config& config) : Llama(config, Declared{}) {}
-
-Llama::Llama(const Config& config, Declared declared) {
+Llama::Llama(const Config& config, const Traits& traits, std::string_view family) : family_(family), traits_(traits) {
   shape.layers = static_cast<int>(config.integer("num_hidden_layers", 1, 1024));
   shape.hidden = config.integer("hidden_size", 1, 1 << 20);
   shape.vocab = config.integer("vocab_size", 1, kMost);
   shape.heads = config.integer("num_attention_heads", 1, 4096);
   shape.kv_heads = config.integer("num_key_value_heads", 1, 4096, shape.heads);
-  shape.head_dim = config.integer("head_dim", 2, 4096, shape.hidden / shape.heads);
+  shape.head_dim = config.integer("head_dim", 2, 4096, traits.head_dim > 0 ? traits.head_dim : shape.hidden / shape.heads);
   shape.context = rope_limit(config, static_cast<int32_t>(config.integer("max_position_embeddings", 1, 1 << 30, 2048)));
   shape.context_is_hard = rope_is_bounded(config);
   if (shape.heads % shape.kv_heads != 0) {
@@ -40,67 +34,70 @@ Llama::Llama(const Config& config, Declared declared) {
   }
   if (shape.head_dim % 2 != 0) config.bad("head_dim", "is " + std::to_string(shape.head_dim) + " (must be even)");
   epsilon_ = static_cast<float>(config.number("rms_norm_eps", 0, 1, 1e-6));
-  rope_ = make_rope(config, shape.head_dim);
-  activation_ = activation_of(config, "hidden_act", "silu");
+  ropes_ = make_ropes(config, shape.head_dim);
+  buffer_bytes = static_cast<uint64_t>(shape.head_dim / 2) * sizeof(float);  // the frequencies, one tensor for the model
+  activation_ = activation_of(config, traits.activation, traits.activation_fallback);
 
-  const Dim hidden = model_dim(shape), vocab{Axis::vocab, shape.vocab, 1};
-  const Dim heads{Axis::heads, shape.heads, shape.head_dim}, kv_heads{Axis::kv_heads, shape.kv_heads, shape.head_dim};
-  embedding = weights.add({.name = "model.embed_tokens.weight", .role = Role::embedding, .rows = vocab, .cols = hidden,
-                           .huggingface = {"model.embed_tokens.weight"}, .gguf = {"token_embd.weight"}});
-  const bool bias = config.boolean("attention_bias", false);
+  const Dim hidden{Axis::model, shape.hidden, 1}, heads{Axis::heads, shape.heads, shape.head_dim}, kv_heads{Axis::kv_heads, shape.kv_heads, shape.head_dim};
+  declare_embedding(shape.hidden, "model.embed_tokens");
   for (int layer = 0; layer < shape.layers; ++layer) {
-    norm(layer, "input_layernorm", "attn_norm");
-    linear(layer, "self_attn.q_proj", heads, hidden, "attn_q", bias, RowOrder::interleaved_rope);
-    linear(layer, "self_attn.k_proj", kv_heads, hidden, "attn_k", bias, RowOrder::interleaved_rope);
-    linear(layer, "self_attn.v_proj", kv_heads, hidden, "attn_v", bias);
-    linear(layer, "self_attn.o_proj", hidden, heads, "attn_output", bias);
-    norm(layer, "post_attention_layernorm", "ffn_norm");
-    if (declared.mlp) {
-      const Dim ffn{Axis::ffn, config.integer("intermediate_size", 1, kMost), 1};
-      const bool mlp_bias = config.boolean("mlp_bias", false);
-      linear(layer, "mlp.gate_proj", ffn, hidden, "ffn_gate", mlp_bias);
-      linear(layer, "mlp.up_proj", ffn, hidden, "ffn_up", mlp_bias);
-      linear(layer, "mlp.down_proj", hidden, ffn, "ffn_down", mlp_bias);
+    const std::string block = "blk." + std::to_string(layer) + ".";
+    const auto add = [&](const std::string& name, const std::string& gguf, int64_t width) {
+      declare_norm(layer_name(layer, name), width, layer, {.plus = traits.norm_plus}, {block + gguf});
+    };
+    for (const NormName& norm : traits.norms) add(norm.name, norm.gguf, shape.hidden);
+    if (traits.head_norms) {
+      add("self_attn.q_norm", "attn_q_norm", shape.head_dim);
+      add("self_attn.k_norm", "attn_k_norm", shape.head_dim);
+    }
+    const std::string q = layer_name(layer, "self_attn.q_proj"), k = layer_name(layer, "self_attn.k_proj"), v = layer_name(layer, "self_attn.v_proj");
+    if (traits.fused) {
+      const FusedPart parts[] = {{q, heads}, {k, kv_heads}, {v, kv_heads}};
+      declare_fused(parts, {.cols = hidden, .layer = layer, .huggingface = {layer_name(layer, "self_attn.qkv_proj")}, .gguf = {block + "attn_qkv"}, .bias = traits.input_bias});
+    } else {
+      declare({.name = q, .rows = heads, .cols = hidden, .layer = layer, .gguf = {.tensor = block + "attn_q", .order = traits.gguf_rows}, .bias = traits.input_bias});
+      declare({.name = k, .rows = kv_heads, .cols = hidden, .layer = layer, .gguf = {.tensor = block + "attn_k", .order = traits.gguf_rows}, .bias = traits.input_bias});
+      declare({.name = v, .rows = kv_heads, .cols = hidden, .layer = layer, .gguf = {block + "attn_v"}, .bias = traits.input_bias});
+    }
+    declare({.name = layer_name(layer, "self_attn.o_proj"), .rows = hidden, .cols = heads, .layer = layer, .gguf = {block + "attn_output"}, .bias = traits.output_bias});
+    if (traits.own_mlp.empty() || !traits.own_mlp[static_cast<size_t>(layer)]) {
+      declare_mlp(layer, "mlp", config.integer("intermediate_size", 1, kMost), traits.mlp_bias);
     }
   }
-  weights.add({.name = "model.norm.weight", .role = Role::norm, .cols = hidden, .huggingface = {"model.norm.weight"}, .gguf = {"output_norm.weight"}});
-  if (config.boolean("tie_word_embeddings", false)) {
-    head_weight = weights.add({.name = "lm_head.weight", .role = Role::head, .rows = vocab, .cols = hidden,
-                               .huggingface = {"model.embed_tokens.weight"}, .gguf = {"token_embd.weight"}, .tied_to = embedding});
+  declare_norm("model.norm", shape.hidden, -1, {.plus = traits.norm_plus}, {"output_norm"});
+  declare_head(shape.hidden, config.boolean("tie_word_embeddings", traits.tied));
+  group_layers(traits.windows);
+}
+
+void Llama::declare_mlp(int layer, const std::string& name, int64_t ffn, bool bias, const std::string& gguf_suffix) {
+  const Dim hidden{Axis::model, shape.hidden, 1}, wide{Axis::ffn, ffn, 1};
+  const std::string block = "blk." + std::to_string(layer) + ".", full = layer_name(layer, name);
+  if (traits_.fused) {
+    const FusedPart parts[] = {{full + ".gate_proj", wide}, {full + ".up_proj", wide}};
+    declare_fused(parts, {.cols = hidden, .layer = layer, .huggingface = {full + ".gate_up_proj"}, .gguf = {block + "ffn_up"}, .bias = bias});
   } else {
-    head_weight = weights.add({.name = "lm_head.weight", .role = Role::head, .rows = vocab, .cols = hidden,
-                               .huggingface = {"lm_head.weight"}, .gguf = {"output.weight"}});
+    declare({.name = full + ".gate_proj", .rows = wide, .cols = hidden, .layer = layer, .gguf = {block + "ffn_gate" + gguf_suffix}, .bias = bias});
+    declare({.name = full + ".up_proj", .rows = wide, .cols = hidden, .layer = layer, .gguf = {block + "ffn_up" + gguf_suffix}, .bias = bias});
   }
-  KvGroup group{{}, shape.kv_heads, shape.head_dim, 0};
-  for (int layer = 0; layer < shape.layers; ++layer) group.layers.push_back(layer);
-  kv_groups.push_back(std::move(group));
+  declare({.name = full + ".down_proj", .rows = hidden, .cols = wide, .layer = layer, .gguf = {block + "ffn_down" + gguf_suffix}, .bias = bias});
 }
 
-void Llama::linear(int layer, const std::string& name, Dim rows, Dim cols, const std::string& gguf, bool bias, RowOrder order, Role role) {
-  const std::string full = layer_name(layer, name), block = "blk." + std::to_string(layer) + "." + gguf;
-  weights.add({.name = full + ".weight", .role = role, .layer = layer, .rows = rows, .cols = cols,
-               .huggingface = {full + ".weight"}, .gguf = {.tensor = block + ".weight", .order = order}});
-  if (!bias) return;
-  weights.add({.name = full + ".bias", .role = Role::bias, .layer = layer, .rows = rows, .cols = {},
-               .huggingface = {full + ".bias"}, .gguf = {.tensor = block + ".bias", .order = order}});
-}
-
-void Llama::norm(int layer, const std::string& name, const std::string& gguf) {
-  const std::string full = layer_name(layer, name) + ".weight";
-  weights.add({.name = full, .role = Role::norm, .layer = layer, .cols = model_dim(shape),
-               .huggingface = {full}, .gguf = {"blk." + std::to_string(layer) + "." + gguf + ".weight"}});
-}
-
-void Llama::embed(Recorder& r) const { r.embed(); }
+void Llama::embed(Recorder& r) const { r.embed({}); }
 
 void Llama::block(int layer, Recorder& r) const {
-  Program& p = r.program();
-  p.enter(r.norm(layer, "input_layernorm", epsilon_));
-  p.project(r.weight(layer, "self_attn.q_proj"), r.weight(layer, "self_attn.k_proj"), r.weight(layer, "self_attn.v_proj"), r.heads(), rope_, r.kv(layer));
-  p.attend(r.heads(), r.kv(layer), 1.0f / std::sqrt(static_cast<float>(shape.head_dim)));
-  p.contract(r.weight(layer, "self_attn.o_proj"));
-  p.enter(r.norm(layer, "post_attention_layernorm", epsilon_));
+  r.program().enter(norm(layer, r, "input_layernorm"));
+  attention(layer, r, 1.0f / std::sqrt(static_cast<float>(shape.head_dim)));
+  r.program().enter(norm(layer, r, "post_attention_layernorm"));
   mlp(layer, r);
+}
+
+void Llama::attention(int layer, Recorder& r, float scale, float soft_cap) const {
+  Norm q_norm, k_norm;
+  if (traits_.head_norms) q_norm = norm(layer, r, "self_attn.q_norm"), k_norm = norm(layer, r, "self_attn.k_norm");
+  r.program().project(r.weight(layer, "self_attn.q_proj"), r.weight(layer, "self_attn.k_proj"), r.weight(layer, "self_attn.v_proj"), r.heads(),
+                      ropes_.of(r.context()), r.kv(layer), q_norm, k_norm);
+  r.program().attend(r.heads(), r.kv(layer), scale, r.window(layer), soft_cap);
+  r.program().contract(r.weight(layer, "self_attn.o_proj"));
 }
 
 void Llama::mlp(int layer, Recorder& r) const {
@@ -109,5 +106,12 @@ void Llama::mlp(int layer, Recorder& r) const {
 }
 
 void Llama::head(Recorder& r) const { r.head(r.norm("model.norm", epsilon_)); }
+
+std::unique_ptr<Model> make_llama(const Config& config) {
+  const bool bias = config.boolean("attention_bias", false);
+  return std::make_unique<Llama>(
+      config, Llama::Traits{.input_bias = bias, .output_bias = bias, .mlp_bias = config.boolean("mlp_bias", false), .gguf_rows = RowOrder::interleaved_rope},
+      "llama");
+}
 
 }  // namespace tandem

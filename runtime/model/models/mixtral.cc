@@ -1,39 +1,36 @@
-#include "runtime/model/models/mixtral.h"
+// Mixtral: Llama's attention, and per layer a router that sends every token to the best few of many gated MLPs.
+#include "runtime/model/models/experts.h"
+#include "runtime/model/models/llama.h"
+#include "runtime/model/models/windows.h"
 
 namespace tandem {
+namespace {
 
-Mixtral::Mixtral(const Config& config) : Llama(config, Declared{.mlp = false}) {
-  experts_ = static_cast<int32_t>(config.integer("num_local_experts", 1, 4096));
-  top_k_ = static_cast<int32_t>(config.integer("num_experts_per_tok", 1, experts_, 2));
-  shape.experts = experts_;
-  shape.experts_per_token = top_k_;
-  const Dim hidden{Axis::model, shape.hidden, 1}, ffn{Axis::expert_ffn, config.integer("intermediate_size", 1, 1 << 24), 1};
-  for (int layer = 0; layer < shape.layers; ++layer) {
-    linear(layer, "block_sparse_moe.gate", {Axis::none, experts_, 1}, hidden, "ffn_gate_inp", false, RowOrder::as_is, Role::router);
-    for (int expert = 0; expert < experts_; ++expert) {
-      const auto declare = [&](const char* name, Dim rows, Dim cols, const char* gguf) {
-        const std::string full = layer_name(layer, "block_sparse_moe.experts." + std::to_string(expert) + "." + name + ".weight");
-        weights.add({.name = full, .layer = layer, .expert = expert, .rows = rows, .cols = cols, .huggingface = {full},
-                     .gguf = {.tensor = "blk." + std::to_string(layer) + "." + gguf + ".weight", .stacked = expert}});
-      };
-      declare("w1", ffn, hidden, "ffn_gate_exps");
-      declare("w3", ffn, hidden, "ffn_up_exps");
-      declare("w2", hidden, ffn, "ffn_down_exps");
-    }
+class Mixtral final : public Llama {
+ public:
+  Mixtral(const Config& config, const Traits& traits) : Llama(config, traits, "mixtral") {
+    experts_.count = static_cast<int32_t>(config.integer("num_local_experts", 1, 4096));
+    experts_.top_k = static_cast<int32_t>(config.integer("num_experts_per_tok", 1, experts_.count, 2));
+    experts_.ffn = config.integer("intermediate_size", 1, 1 << 24);
+    experts_.router = "block_sparse_moe.gate", experts_.experts = "block_sparse_moe.experts";
+    experts_.gate = "w1", experts_.up = "w3", experts_.down = "w2";
+    for (int layer = 0; layer < shape.layers; ++layer) experts_.declare(*this, layer);
   }
-}
 
-void Mixtral::mlp(int layer, Recorder& r) const {
-  const auto [begin, end] = r.experts(experts_);
-  std::vector<WeightSlice> gate, up, down;
-  for (int64_t expert = begin; expert < end; ++expert) {
-    const std::string name = "block_sparse_moe.experts." + std::to_string(expert);
-    gate.push_back(r.weight(layer, name + ".w1"));
-    up.push_back(r.weight(layer, name + ".w3"));
-    down.push_back(r.weight(layer, name + ".w2"));
-  }
-  r.program().moe(r.weight(layer, "block_sparse_moe.gate"), std::move(gate), std::move(up), std::move(down), experts_, static_cast<int32_t>(begin), top_k_,
-                  true, activation_);
+ protected:
+  void mlp(int layer, Recorder& r) const override { experts_.record(layer, r, activation_); }
+
+ private:
+  Experts experts_;
+};
+
+}  // namespace
+
+std::unique_ptr<Model> make_mixtral(const Config& config) {
+  const bool bias = config.boolean("attention_bias", false);
+  const auto layers = static_cast<size_t>(config.integer("num_hidden_layers", 1, 1024));
+  return std::make_unique<Mixtral>(config, Llama::Traits{.input_bias = bias, .output_bias = bias, .gguf_rows = RowOrder::interleaved_rope,
+                                                         .windows = layer_windows(config, 0, [](int) { return true; }), .own_mlp = std::vector<bool>(layers, true)});
 }
 
 }  // namespace tandem

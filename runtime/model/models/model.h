@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/program/program.h"
+#include "runtime/model/checkpoint/config.h"
 #include "sharding/slice.h"
 #include "sharding/weight_table.h"
 
@@ -29,6 +30,27 @@ struct ModelShape {
   int32_t experts = 0, experts_per_token = 0;  // 0: no mixture
 };
 
+// What device_map calls the parts of a model.
+struct ModuleNames {
+  std::string embedding = "model.embed_tokens", head = "lm_head", layers = "model.layers.";
+  std::vector<std::string> first = {"model.rotary_emb"}, last = {"model.norm"};  // beside the embedding, before the head
+};
+
+// A product's weight "<name>.weight" and, with `bias`, "<name>.bias", as WeightRows. Origins without ".weight"; Hugging Face's tensor is
+// called like the weight when it has no name.
+struct LinearRow {
+  std::string name;
+  Dim rows, cols;
+  int layer = -1;
+  Origin huggingface = {}, gguf = {};
+  bool bias = false;
+  Role role = Role::linear;
+  int expert = -1;
+  bool embeds = false;
+};
+// Parts of one fused tensor, one below the other.
+struct FusedPart { std::string name; Dim rows; };
+
 class Recorder;
 
 class Model {
@@ -44,12 +66,23 @@ class Model {
   WeightTable weights;
   std::vector<KvGroup> kv_groups;
   WeightId embedding = kNoWeight, head_weight = kNoWeight;
+  ModuleNames modules;
+  uint64_t buffer_bytes = 0;  // what Hugging Face counts into the footprint beside the parameters
+
+  // For constructors of families.
+  void declare(const LinearRow& row);
+  void declare_fused(std::span<const FusedPart> parts, const LinearRow& whole);  // whole.rows: not looked at
+  void declare_norm(const std::string& name, int64_t width, int layer, Origin huggingface, Origin gguf, bool bias = false);
+  void declare_embedding(int64_t width, const std::string& huggingface);
+  void declare_head(int64_t width, bool tied, const std::string& huggingface = "lm_head");  // after declare_embedding
+  void group_layers(std::span<const int64_t> windows);  // kv_groups, by what each layer looks back on; kv_heads and head_dim are the shape's
 };
 
 // Records one stage of one rank: turns names and global shapes into this rank's slices.
 class Recorder {
  public:
-  Recorder(Program& program, const Model& model, const Slicer& slicer, int member, int first_layer, int last_layer, bool embeds);
+  Recorder(Program& program, const Model& model, const Slicer& slicer, int member, int first_layer, int last_layer, bool embeds,
+           int64_t context);
 
   Program& program() { return program_; }
   WeightSlice weight(const std::string& name) const;        // "<name>.weight" with "<name>.bias" when the model declares one
@@ -57,10 +90,13 @@ class Recorder {
   Norm norm(const std::string& name, float epsilon, NormKind kind = NormKind::rms) const;
   Norm norm(int layer, const std::string& name, float epsilon, NormKind kind = NormKind::rms) const;
   KvLayer kv(int layer) const;                              // index among this stage's layers of its group
+  int64_t window(int layer) const;                          // tokens that its attention looks back on, 0: all
+  int64_t context() const { return context_; }              // longest sequence that will be run
   HeadShape heads() const;                                  // this rank's
   std::pair<int64_t, int64_t> experts(int64_t count) const;  // this rank's
-  void embed(float scale = 1);
-  void head(Norm norm, float scale = 1, float soft_cap = 0);
+  struct Embedding { float scale = 1; std::string positions; int64_t position_offset = 0; std::string projection; };  // names, or none
+  void embed(const Embedding& how);
+  void head(Norm norm, float soft_cap = 0, const std::string& projection = "");
 
  private:
   Program& program_;
@@ -68,6 +104,7 @@ class Recorder {
   const Slicer& slicer_;
   int member_, first_layer_, last_layer_;
   bool embeds_;
+  int64_t context_;
 };
 
 std::string layer_name(int layer, std::string_view name);   // "model.layers.<layer>.<name>"
@@ -76,7 +113,7 @@ std::string layer_name(int layer, std::string_view name);   // "model.layers.<la
 // an unknown model_type lists the known ones.
 struct Family {
   std::string_view model_type;  // config.json's
-  std::unique_ptr<Model> (*make)(const nlohmann::json& config, const std::string& where);
+  std::unique_ptr<Model> (*make)(const Config& config);
 };
 std::span<const Family> families();
 std::unique_ptr<Model> make_model(const nlohmann::json& config, const std::string& where);

@@ -5,8 +5,9 @@ namespace tandem {
 
 std::string layer_name(int layer, std::string_view name) { return "model.layers." + std::to_string(layer) + "." + std::string(name); }
 
-Recorder::Recorder(Program& program, const Model& model, const Slicer& slicer, int member, int first_layer, int last_layer, bool embeds)
-    : program_(program), model_(model), slicer_(slicer), member_(member), first_layer_(first_layer), last_layer_(last_layer), embeds_(embeds) {}
+Recorder::Recorder(Program& program, const Model& model, const Slicer& slicer, int member, int first_layer, int last_layer, bool embeds,
+                   int64_t context)
+    : program_(program), model_(model), slicer_(slicer), member_(member), first_layer_(first_layer), last_layer_(last_layer), embeds_(embeds), context_(context) {}
 
 WeightSlice Recorder::weight(const std::string& name) const {
   const WeightId id = model_.weights.find(name + ".weight");
@@ -44,18 +45,26 @@ HeadShape Recorder::heads() const {
 
 std::pair<int64_t, int64_t> Recorder::experts(int64_t count) const { return slicer_.range(Axis::experts, count, 1, member_); }
 
-void Recorder::embed(float scale) {
+int64_t Recorder::window(int layer) const { return model_.kv_groups[static_cast<size_t>(kv(layer).group)].window; }
+
+void Recorder::embed(const Embedding& how) {
   WeightSlice table = slicer_.slice(model_.embedding, kNoWeight, member_);
   const Rectangle part = slicer_.part(model_.embedding, member_);
-  program_.embed(table, part.row_begin, part.row_end, scale);
+  Positions positions;
+  if (!how.positions.empty()) {
+    const WeightSlice learned = weight(how.positions);
+    positions = {learned.id, learned.out, how.position_offset};
+  }
+  program_.embed(table, part.row_begin, part.row_end, how.scale, positions, how.projection.empty() ? WeightSlice{} : weight(how.projection));
 }
 
-void Recorder::head(Norm norm, float scale, float soft_cap) {
+void Recorder::head(Norm norm, float soft_cap, const std::string& projection) {
   // A head tied to an embedding that this stage holds anyway reads the same bytes.
   const WeightId tied = model_.weights[model_.head_weight].tied_to;
   const WeightId id = tied != kNoWeight && embeds_ ? tied : model_.head_weight;
   const WeightSlice slice = slicer_.slice(id, model_.weights.find("lm_head.bias"), member_);
-  program_.head(norm, slice, model_.shape.vocab, slice.out_split ? slicer_.parts(id) : std::vector<int64_t>{}, scale, soft_cap);
+  program_.head(norm, slice, model_.shape.vocab, slice.out_split ? slicer_.parts(id) : std::vector<int64_t>{}, 1, soft_cap,
+                projection.empty() ? WeightSlice{} : weight(projection));
 }
 
 }  // namespace tandem

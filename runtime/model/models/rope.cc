@@ -82,33 +82,58 @@ Rope yarn(const Context& c) {
   return rope;
 }
 
+std::vector<double> factors_of(const Context& c, const char* key) {
+  const auto count = static_cast<size_t>(c.rotary / 2);
+  const std::vector<double> factors = c.rope.numbers(key, 1e-9, 1e9, count);
+  if (factors.size() != count) c.rope.bad(key, "has " + std::to_string(factors.size()) + " values (must be " + std::to_string(count) + ")");
+  return factors;
+}
+
 Rope gguf_factors(const Context& c) {
   Rope rope = unscaled(c);
-  const std::vector<double> factors = c.rope.numbers("factors", 1e-9, 1e9, rope.inverse_frequency.size());
-  if (factors.size() != rope.inverse_frequency.size()) {
-    c.rope.bad("factors", "has " + std::to_string(factors.size()) + " values (must be " + std::to_string(rope.inverse_frequency.size()) + ")");
-  }
+  const std::vector<double> factors = factors_of(c, "factors");
   for (size_t i = 0; i < factors.size(); ++i) rope.inverse_frequency[i] /= static_cast<float>(factors[i]);
   return rope;
 }
 
+int64_t original_of(const Config& rope) { return rope.integer("original_max_position_embeddings", 2, 1 << 30); }
+
+Rope longrope(const Context& c, const char* key) {
+  const std::vector<double> factors = factors_of(c, key);
+  Rope rope{c.rotary, {}, 1.0f};
+  for (size_t i = 0; i < factors.size(); ++i) {  // multiplied before the reciprocal, as transformers does
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.rotary);
+    const float power = static_cast<float>(std::pow(c.base, static_cast<double>(exponent)));
+    rope.inverse_frequency.push_back(1.0f / (static_cast<float>(factors[i]) * power));
+  }
+  const auto original = static_cast<double>(original_of(c.rope));
+  const double factor = c.rope.number("factor", 1e-6, 1e6, static_cast<double>(c.config.integer("max_position_embeddings", 1, 1 << 30)) / original);
+  rope.scale = static_cast<float>(c.rope.number("attention_factor", 1e-6, 1e6, factor <= 1 ? 1 : std::sqrt(1 + std::log(factor) / std::log(original))));
+  return rope;
+}
+Rope short_rope(const Context& c) { return longrope(c, "short_factor"); }
+
 struct Kind { std::string_view name; Rope (*make)(const Context&); };
-constexpr Kind kKinds[] = {{"default", unscaled}, {"linear", linear}, {"llama3", llama3}, {"yarn", yarn}, {"dynamic", unscaled}, {"gguf_factors", gguf_factors}};
+constexpr Kind kKinds[] = {{"default", unscaled}, {"linear", linear}, {"llama3", llama3}, {"yarn", yarn}, {"dynamic", unscaled}, {"longrope", short_rope}, {"su", short_rope}, {"gguf_factors", gguf_factors}};
 
 std::string type_of(const Config& rope) { return rope.text("rope_type", rope.text("type", "default")); }
 
 }  // namespace
 
-Rope make_rope(const Config& config, int64_t head_dim) {
+Ropes make_ropes(const Config& config, int64_t head_dim) {
   const Config rope = config.rope();
   const double base = rope.number("rope_theta", 1, 1e12, 10000.0);
-  const double share = config.number("partial_rotary_factor", 1e-3, 1, 1);
+  const double share = rope.number("partial_rotary_factor", 1e-3, 1, 1);
   const int64_t rotary = static_cast<int64_t>(static_cast<double>(head_dim) * share) / 2 * 2;
   const std::string type = type_of(rope);
   for (const Kind& kind : kKinds) {
-    if (kind.name == type) return kind.make({rope, config, base, rotary});
+    if (kind.name != type) continue;
+    const Context context{rope, config, base, rotary};
+    Ropes ropes{kind.make(context), {}, 0};
+    if (kind.make == short_rope) ropes.extended = longrope(context, "long_factor"), ropes.original = original_of(rope);
+    return ropes;
   }
-  rope.bad("rope_type", "is " + type + " (must be default, linear, llama3, yarn or dynamic)");
+  rope.bad("rope_type", "is " + type + " (must be default, linear, llama3, yarn, longrope or dynamic)");
 }
 
 bool rope_is_bounded(const Config& config) { return type_of(config.rope()) == "dynamic"; }

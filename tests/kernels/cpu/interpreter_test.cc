@@ -103,6 +103,41 @@ TEST_P(Formats, AgreeWithTheExpansionAndKeepTheirBits) {
 }
 INSTANTIATE_TEST_SUITE_P(All, Formats, ::testing::Range(0, 12));
 
+// What only some models have: the same bits for any team and chunk, and right.
+TEST(Records, OfSomeModelsOnlyAgreeWithTheirExpansions) {
+  const auto with = [](const char* name, const auto& change) {
+    TinyShape shape;
+    change(shape);
+    return std::pair(std::string(name), shape);
+  };
+  const std::pair<std::string, TinyShape> cases[] = {
+      with("norms of heads", [](TinyShape& s) { s.head_norms = true; }),
+      with("norms of results", [](TinyShape& s) { s.normalizes = true, s.activation = Activation::gelu_tanh, s.soft_cap = 5; }),
+      with("norms after sums", [](TinyShape& s) { s.replaces = true, s.gated = false, s.biases = false, s.norm = NormKind::layer; }),
+      with("learned positions", [](TinyShape& s) { s.positions = 66, s.rotary = 0, s.norm = NormKind::layer, s.biases = true; }),
+      with("narrow embeddings", [](TinyShape& s) { s.words = 21, s.positions = 66, s.rotary = 0, s.tied = true; }),
+      with("a shared expert", [](TinyShape& s) { s.experts = 5, s.shared = true, s.normalize = false; }),
+  };
+  for (const auto& [name, shape] : cases) {
+    SCOPED_TRACE(name);
+    const TinyProgram model(shape);
+    const TinySequence sequence = random_sequence(0, 37, shape.vocab, 5, 16, 3);
+    const Matrix want = judge(model, sequence, model.evaluator());
+    Logits whole;
+    for (const int threads : {1, 2, 3}) {
+      TinyRun run(model, threads, {64, 64, 4, 16, 64}, {Compute::fp32, KvType::fp32});
+      const Logits got = run.forward({{&sequence, 0, 37}});
+      if (whole.empty()) {
+        whole = got;
+        EXPECT_LE(worst(got, want), 1e-4);
+      }
+      ASSERT_TRUE(got == whole) << threads << " threads";
+      for (const int32_t chunk : {1, 3, 16})
+        ASSERT_TRUE(in_chunks(run, sequence, chunk) == whole) << threads << " threads, chunks of " << chunk;
+    }
+  }
+}
+
 // Many splits of keys and values: divided among members or not, the same bits, and right.
 TEST(Attention, LongSequencesInSplits) {
   for (const int64_t window : {0, 300}) {

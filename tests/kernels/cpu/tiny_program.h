@@ -23,6 +23,10 @@ struct TinyShape {
   bool normalize = true, gated = true, biases = false, tied = false;
   int64_t rotary = -1, window = 0;  // -1: the whole head
   float soft_cap = 0;
+  bool head_norms = false, shared = false;  // norms of each head of q and k; an expert that all rows go through
+  bool normalizes = false;                  // what is pending, before it is added
+  bool replaces = false;                    // norms after the sums, none before the first product and the head
+  int64_t words = 0, positions = 0;         // width of the embeddings when it is another; rows of a table of learned positions
   NormKind norm = NormKind::rms;
   Activation activation = Activation::silu;
   std::string format = "fp32";
@@ -51,8 +55,11 @@ struct TinyProgram {
   TinyProgram() = default;
   explicit TinyProgram(const TinyShape& s) : shape(s), random(s.seed) {
     kv.push_back({static_cast<int32_t>(s.layers), s.kv_heads, s.head_dim, s.window});
-    const WeightSlice table = matrix(s.vocab, s.hidden, s.tied ? Use::product_and_table : Use::table);
-    program.embed(table, 0, s.vocab, 1.5f);
+    const int64_t words = s.words > 0 ? s.words : s.hidden;
+    const WeightSlice table = matrix(s.vocab, words, s.tied ? Use::product_and_table : Use::table);
+    Positions positions;
+    if (s.positions > 0) positions = {matrix(s.positions, s.hidden, Use::table).id, s.positions, 2};
+    program.embed(table, 0, s.vocab, 1.5f, positions, s.words > 0 ? matrix(s.hidden, words) : WeightSlice{});
     Rope rope;
     rope.rotary = s.rotary < 0 ? s.head_dim : s.rotary;
     for (int64_t i = 0; i < rope.rotary / 2; ++i) {
@@ -61,20 +68,23 @@ struct TinyProgram {
     rope.scale = 1.1f;
     const HeadShape heads{s.heads, s.kv_heads, s.head_dim};
     for (int32_t l = 0; l < s.layers; ++l) {
-      program.enter(norm());
+      program.enter(s.replaces ? as_it_is : norm());
       const WeightSlice q = matrix(s.heads * s.head_dim, s.hidden), k = matrix(s.kv_heads * s.head_dim, s.hidden),
                         v = matrix(s.kv_heads * s.head_dim, s.hidden);
-      program.project(q, k, v, heads, rope, {0, l});
+      program.project(q, k, v, heads, rope, {0, l}, s.head_norms ? norm(s.head_dim) : Norm{}, s.head_norms ? norm(s.head_dim) : Norm{});
       program.attend(heads, {0, l}, 1 / std::sqrt(static_cast<float>(s.head_dim)), s.window, s.soft_cap);
       program.contract(matrix(s.hidden, s.heads * s.head_dim));
-      program.enter(norm());
+      if (s.normalizes) program.normalize(norm());
+      program.enter(norm(), s.replaces);
       if (s.experts > 0) {
         const WeightSlice router = matrix(s.experts, s.hidden, Use::product, 3, "fp32");
         std::vector<WeightSlice> gate, up, down;
         for (int32_t e = 0; e < s.experts; ++e) {
           gate.push_back(matrix(s.ffn, s.hidden)), up.push_back(matrix(s.ffn, s.hidden)), down.push_back(matrix(s.hidden, s.ffn));
         }
-        program.moe(router, gate, up, down, s.experts, 0, s.top_k, s.normalize, s.activation);
+        SharedSlices shared;
+        if (s.shared) shared = {matrix(s.ffn + 7, s.hidden), matrix(s.ffn + 7, s.hidden), matrix(s.hidden, s.ffn + 7), matrix(1, s.hidden)};
+        program.moe(router, gate, up, down, s.experts, 0, s.top_k, s.normalize, s.activation, shared);
       } else {
         if (s.gated) {
           const WeightSlice gate = matrix(s.ffn, s.hidden);
@@ -84,8 +94,11 @@ struct TinyProgram {
         }
         program.contract(matrix(s.hidden, s.ffn));
       }
+      if (s.normalizes) program.normalize(norm());
+      if (s.replaces) program.enter(norm(), true);
     }
-    program.head(norm(), s.tied ? table : matrix(s.vocab, s.hidden), s.vocab, {}, 1.0f, s.soft_cap);
+    const WeightSlice projection = s.words > 0 ? matrix(words, s.hidden) : WeightSlice{};
+    program.head(s.replaces ? as_it_is : norm(), s.tied ? table : matrix(s.vocab, words), s.vocab, {}, 1.0f, s.soft_cap, projection);
     program.sample();
   }
 
@@ -96,11 +109,12 @@ struct TinyProgram {
     if (shape.biases && use == Use::product) slice.bias = add(1, rows, Use::vector, "fp32", 0.1, 0);
     return slice;
   }
-  Norm norm() {
+  static constexpr Norm as_it_is{.kind = NormKind::none};
+  Norm norm(int64_t width = 0) {
     Norm n;
     n.kind = shape.norm;
-    n.weight = add(1, shape.hidden, Use::vector, "fp32", 0.1, 1);
-    if (shape.biases) n.bias = add(1, shape.hidden, Use::vector, "fp32", 0.1, 0);
+    n.weight = add(1, width > 0 ? width : shape.hidden, Use::vector, "fp32", 0.1, 1);
+    if (shape.biases && width == 0) n.bias = add(1, shape.hidden, Use::vector, "fp32", 0.1, 0);
     return n;
   }
   WeightId add(int64_t rows, int64_t cols, Use use, const std::string& name, double deviation, double mean) {

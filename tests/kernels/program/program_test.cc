@@ -58,6 +58,32 @@ TEST(Program, TextOfAWholeStage) {
             "sample vocab=100\n");
 }
 
+TEST(Program, TextOfWhatSomeModelsHave) {
+  const HeadShape heads{4, 2, 16};
+  Program p;
+  p.embed({0, 100, 24}, 0, 100, 1, {1, 66, 2}, {2, 32, 24});
+  p.enter({.kind = NormKind::none});
+  p.project({3, 64, 32}, {4, 32, 32}, {5, 32, 32}, heads, rope(16), {}, norm(6), norm(7));
+  p.attend(heads, {}, 0.25f);
+  p.contract({8, 32, 64});
+  p.normalize(norm(9));
+  p.enter(norm(10), true);
+  p.moe({11, 2, 32}, {{12, 24, 32}, {13, 24, 32}}, {{14, 24, 32}, {15, 24, 32}}, {{16, 32, 24}, {17, 32, 24}}, 2, 0, 1, false,
+        Activation::silu, {{18, 40, 32}, {19, 40, 32}, {20, 32, 40}, {21, 1, 32}});
+  p.head({.kind = NormKind::none}, {0, 100, 24}, 100, {}, 1, 0, {22, 24, 32});
+  EXPECT_EQ(p.text(),
+            "embed w0[0..100,24] through w2[32,24] positions=w1[66]+2\n"
+            "enter as it is [32]\n"
+            "project q=w3[64,32] k=w4[32,32] v=w5[32,32] heads=4/2x16 q_norm=rms(w6, 1e-05) k_norm=rms(w7, 1e-05) rope=16 kv=0.0\n"
+            "attend heads=4/2x16 kv=0.0 scale=0.25\n"
+            "contract w8[32,64]\n"
+            "normalize pending=whole rms(w9, 1e-05) [32]\n"
+            "enter pending=whole rms(w10, 1e-05) [32] -> x\n"
+            "moe router=w11[2,32] experts=0..2 of 2 top=1 silu (w12[24,32] w14[24,32] w16[32,24]) (w13[24,32] w15[24,32] w17[32,24])"
+            " shared=(w18[40,32] w19[40,32] w20[32,40]) weigh=w21[1,32]\n"
+            "head pending=whole as it is through w22[24,32] w0[100,24] vocab=100\n");
+}
+
 TEST(Program, ASplitAxisLeavesAPartialResult) {
   const std::string text = llama(true).text();
   EXPECT_NE(text.find("embed w0[0..50,32] -> partial\nenter pending=partial rms(w1"), std::string::npos) << text;
@@ -158,6 +184,18 @@ TEST(Program, RefusesWhatDoesNotFit) {
       {"not the vocabulary",
        [](Program& p) {
          p.receive(32), p.head(norm(0), {1, 50, 32, true}, 100, {50, 49});
+       }},
+      {"nothing is pending", [&](Program& p) { entered(p), p.normalize(norm(1)); }},
+      {"no weight", [&](Program& p) { entered(p), p.enter({}); }},
+      {"are not 24 wide",
+       [](Program& p) {
+         p.receive(32), p.head(norm(0), {1, 100, 24}, 100, {});
+       }},
+      {"summed twice",
+       [&](Program& p) {
+         entered(p);
+         p.moe({1, 2, 32}, {{2, 8, 32}}, {{3, 8, 32}}, {{4, 32, 8}}, 2, 1, 1, true, Activation::silu,
+               {{5, 8, 32}, {6, 8, 32}, {7, 32, 8}, {8, 1, 32}});
        }},
       {"no logits", [](Program& p) { p.receive(32), p.sample(); }},
       {"nothing after leave", [](Program& p) { p.receive(32), p.leave(), p.enter(norm(0)); }},

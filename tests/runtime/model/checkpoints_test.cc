@@ -11,7 +11,7 @@
 namespace tandem::testing {
 namespace {
 
-struct Case { std::string model, expected, format = "keep"; bool double_quant = false; };
+struct Case { std::string model, expected, format = "keep"; bool double_quant = false; int32_t context = 128; };
 
 std::string fixture(const std::string& path) { return std::string(TANDEM_FIXTURES) + "/" + path; }
 
@@ -27,9 +27,10 @@ TEST_P(Checkpoint, LogitsEqualTransformers) {
   const Npy reference = read_npy(fixture(GetParam().expected + "/expected_logits.npy"));
   float largest = 0;
   for (float value : reference.values) largest = std::max(largest, std::abs(value));
-  for (int32_t chunk : {64, 7}) {
+  for (int32_t chunk : {64, 7, 1}) {
     RunOptions options;
     options.chunk = chunk;
+    options.context = GetParam().context;
     options.format = GetParam().format;
     options.double_quant = GetParam().double_quant;
     const std::vector<float> logits = logits_of(fixture(GetParam().model), expected["prompt_ids"], options);
@@ -44,6 +45,7 @@ TEST_P(Checkpoint, GreedyIdsEqualTransformers) {
   const nlohmann::json expected = expected_of(GetParam());
   const std::vector<int32_t> ids = expected["greedy_ids"];
   RunOptions options;
+  options.context = GetParam().context;
   options.format = GetParam().format;
   options.double_quant = GetParam().double_quant;
   EXPECT_EQ(greedy_of(fixture(GetParam().model), expected["prompt_ids"], static_cast<int32_t>(ids.size()), options), ids);
@@ -64,6 +66,16 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                          ::testing::Values(Case{"llama-tiny", "llama-tiny"}, Case{"llama-tied", "llama-tied"}, Case{"mixtral-tiny", "mixtral-tiny"},
                                            Case{"mixtral-top3", "mixtral-top3"}, Case{"rope/default", "rope/default"}, Case{"rope/linear", "rope/linear"},
                                            Case{"rope/yarn", "rope/yarn"}, Case{"rope/llama3", "rope/llama3"},
+                                           Case{"mistral-tiny", "mistral-tiny"},
+                                           Case{"qwen2-tiny", "qwen2-tiny"},
+                                           Case{"qwen3-tiny", "qwen3-tiny"},
+                                           Case{"qwen3-moe-tiny", "qwen3-moe-tiny"},
+                                           Case{"qwen2-moe-tiny", "qwen2-moe-tiny"},
+                                           // A sequence that may grow past the original 48 tokens takes the other rope factors: phi3-long.
+                                           Case{"phi3-tiny", "phi3-tiny", "keep", false, 48}, Case{"phi3-tiny", "phi3-long"},
+                                           Case{"gemma2-tiny", "gemma2-tiny"},
+                                           Case{"gpt2-tiny", "gpt2-tiny"},
+                                           Case{"opt-tiny", "opt-tiny"}, Case{"opt-after", "opt-after"},
                                            Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
                                            Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
                                            Case{"gguf/llama-k.gguf", "gguf/llama-k"},
@@ -71,7 +83,8 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
                                            Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}),
                          [](const auto& info) {
-                           std::string name = info.param.model + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");
+                           const bool same = info.param.model.find(info.param.expected) != std::string::npos || info.param.format != "keep" || info.param.model.starts_with("gguf");
+                           std::string name = (same ? info.param.model : info.param.expected) + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");
                            for (char& c : name) {
                              if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
                            }
