@@ -6,7 +6,6 @@
 #include "kernels/cuda/executable.h"
 #include "kernels/cuda/peers.h"
 #include "kernels/cuda/plan/sizes.h"
-#include "kernels/cuda/plan/supported.h"
 #include "kernels/cuda/tile4.h"
 
 namespace tandem::cuda {
@@ -41,7 +40,6 @@ class CudaBackend final : public Sizes {
     if (arithmetic.kv == KvType::fp8 || arithmetic.kv == KvType::int8) {
       bad_input("--kv-dtype", std::string(tandem::name(arithmetic.kv)) + " caches are not made on GPUs yet (fp32, bf16 or fp16)");
     }
-    check_supported(program);
     if (bucket.rows < 1 || bucket.page_tokens < 1 || bucket.heads < 0 || bucket.context < 1) fail(Code::internal, "compile", "the bucket holds no step");
     return std::make_unique<CudaExecutable>(program, kv, bucket, arithmetic, device_, stream_, watch_);
   }

@@ -103,6 +103,7 @@ const float* CudaExecutable::vector(WeightId id, int64_t width) const {
 }
 
 BoundProduct CudaExecutable::product(const Product& p, bool first_only) const {
+  if (p.weight == kNoWeight) return {};
   const bool biased = !first_only || peers_ == nullptr || peers_->index() == 0;
   return {weight(p.weight, p.out, p.in), biased ? vector(p.bias, p.out) : nullptr};
 }
@@ -129,14 +130,23 @@ void CudaExecutable::resolve() {
   for (size_t i = 0; i < records.size(); ++i) {
     Bound& b = bound_[i];
     if (const auto* r = std::get_if<Embed>(&records[i])) {
-      b.products[0] = {weight(r->table, r->vocab_end - r->vocab_begin, r->hidden), nullptr};
-      if (b.products[0].weight.resident->kind != Kind::dense) fail(Code::internal, describe(records[i]), "the table is not dense");
+      b.products[0] = {weight(r->table, r->vocab_end - r->vocab_begin, r->width()), nullptr};
+      if (r->positions.table != kNoWeight) b.positions = weight(r->positions.table, r->positions.rows, hidden_);
+      for (const Weight* table : {&b.products[0].weight, &b.positions}) {
+        if (table->data != nullptr && table->resident->kind != Kind::dense) fail(Code::internal, describe(records[i]), "the table is not dense");
+      }
+      b.projection = product(r->projection);
     } else if (const auto* r = std::get_if<Enter>(&records[i])) {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
       const bool takes = i + 1 < records.size() && takes_norm(records[i + 1]);
-      b.left_to_next = takes && r->norm.kind == NormKind::rms && b.norm_bias == nullptr;
+      b.left_to_next = takes && r->norm.kind == NormKind::rms && b.norm_bias == nullptr && !r->replaces;
+      b.stays_pending = i > 0 && std::holds_alternative<Normalize>(records[i - 1]);
+    } else if (const auto* r = std::get_if<Normalize>(&records[i])) {
+      b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
+      if (i > 0) bound_[i - 1].stays_pending = true;
     } else if (const auto* r = std::get_if<ProjectAttention>(&records[i])) {
       b.products[0] = product(r->q), b.products[1] = product(r->k), b.products[2] = product(r->v);
+      b.head_norm = vector(r->q_norm.weight, r->shape.head_dim), b.key_norm = vector(r->k_norm.weight, r->shape.head_dim);
       if (r->rope.rotary > 0) {
         const std::vector<float>& inverse = r->rope.inverse_frequency;
         b.rope = {reinterpret_cast<const float*>(constant(inverse.data(), inverse.size() * sizeof(float))), static_cast<int32_t>(r->rope.rotary), r->rope.scale};
@@ -166,10 +176,18 @@ void CudaExecutable::resolve() {
         }
         b.experts[p] = reinterpret_cast<const std::byte* const*>(constant(data.data(), data.size() * sizeof(data[0])));
       }
+      if (r->has_shared()) {
+        b.shared[0] = product(r->shared.gate), b.shared[1] = product(r->shared.up);
+        b.shared_down = product(r->shared.down, r->partial), b.weigh = product(r->shared.weigh);
+      }
+    } else if (std::holds_alternative<Leave>(records[i])) {
+      b.stays_pending = i > 0 && std::holds_alternative<Normalize>(records[i - 1]);
     } else if (const auto* r = std::get_if<Head>(&records[i])) {
+      b.stays_pending = i > 0 && std::holds_alternative<Normalize>(records[i - 1]);
+      b.projection = product(r->projection);
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
       b.products[0] = product(r->product);
-      b.fused_norm = r->norm.kind == NormKind::rms && b.norm_bias == nullptr && b.products[0].weight.resident->kind == Kind::tile4;
+      b.fused_norm = r->norm.kind == NormKind::rms && b.norm_bias == nullptr && b.products[0].weight.resident->kind == Kind::tile4 && r->projection.weight == kNoWeight;
     }
     if (std::holds_alternative<Attend>(records[i])) b.rope = bound_[i - 1].rope;
     if (i > 0 && bound_[i - 1].left_to_next) {
@@ -237,6 +255,12 @@ void CudaExecutable::check_step(const StepRows& step) const {
   }
   if (rows != step.rows) refuse(of(rows, " rows in the sequences, in the step ", step.rows));
   const auto* embed = program_.records().empty() ? nullptr : std::get_if<Embed>(&program_.records().front());
+  if (embed != nullptr && embed->positions.table != kNoWeight) {
+    const int64_t most = embed->positions.rows - embed->positions.offset;
+    for (int32_t i = 0; i < step.rows; ++i) {
+      if (step.positions[i] < 0 || step.positions[i] >= most) refuse(of(step.positions[i], " is a position, learned are ", most));
+    }
+  }
   if (embed == nullptr || embed->partial) return;
   for (int32_t i = 0; i < step.rows; ++i) {
     if (step.ids[i] != kDrawnId && (step.ids[i] < embed->vocab_begin || step.ids[i] >= embed->vocab_end)) {

@@ -41,7 +41,9 @@ class CudaExecutable : public Executable {
  private:
   struct Bound {  // a record with its weights found
     BoundProduct products[3];
-    const float *norm = nullptr, *norm_bias = nullptr;
+    BoundProduct projection, shared[2], shared_down, weigh;
+    Weight positions;
+    const float *norm = nullptr, *norm_bias = nullptr, *head_norm = nullptr, *key_norm = nullptr;  // head_norm: of queries
     RopeOnDevice rope;
     std::vector<Weight> gate, up, down;
     const std::byte* const* experts[3] = {};  // device: gate, up, down
@@ -49,6 +51,7 @@ class CudaExecutable : public Executable {
     Buffer in = Buffer::normalized;           // a Contract's input
     bool fused_norm = false;                  // this record takes the norm of the Enter before it
     bool left_to_next = false;                // an Enter whose norm the next record takes
+    bool stays_pending = false;               // a whole result that is normalized before it is added: not added to x by what makes it
   };
   struct Group {
     KvShape shape;
@@ -86,11 +89,12 @@ class CudaExecutable : public Executable {
   cudaGraphExec_t graph_for(int32_t rows, int32_t context);
   void walk(const Pass& pass);
   bool split() const { return peers_ != nullptr && peers_->size() > 1; }
-  void finish_pending(const Pass& pass, Pending pending, int64_t rows);
+  void finish_pending(const Pass& pass, Pending pending, bool stayed, int64_t rows);
   LinearInput normalized_input(const Bound& b, const Pass& pass) const;
   LinearScratch linear_scratch() const;
   void multiply(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float,
                 bool add);
+  void product_of_rows(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float);
 
   void run(const Embed& r, const Bound& b, const Pass& pass);
   void run(const Enter& r, const Bound& b, const Pass& pass);
@@ -104,6 +108,7 @@ class CudaExecutable : public Executable {
   void run(const Head& r, const Bound& b, const Pass& pass);
   void run(const Sample& r, const Bound& b, const Pass& pass);
   void run_many_experts(const Moe& r, const Bound& b, const Pass& pass, const ExpertCall& call);
+  void run_shared(const Moe& r, const Bound& b, const Pass& pass, float* y);
 
   const Program program_;
   const Bucket bucket_;

@@ -65,11 +65,11 @@ void CudaExecutable::multiply(const Pass& pass, const BoundProduct& p, const voi
   if (p.bias != nullptr) add_bias(pass.how, p.bias, y, out, rows, w.rows, y_stride);
 }
 
-// x += pending, summed over the peers.
-void CudaExecutable::finish_pending(const Pass& pass, Pending pending, int64_t rows) {
-  if (pending != Pending::partial) return;  // a whole result was added to x by the product that made it
+// x += pending, summed over the peers. A whole result was added to x by the product that made it, unless it `stayed`.
+void CudaExecutable::finish_pending(const Pass& pass, Pending pending, bool stayed, int64_t rows) {
+  if (pending == Pending::none || (pending == Pending::whole && !stayed)) return;
   auto* values = buffer<float>(Buffer::pending);
-  if (split()) return peers_->reduce_into(pass.how, pass.x, values, rows, hidden_);
+  if (pending == Pending::partial && split()) return peers_->reduce_into(pass.how, pass.x, values, rows, hidden_);
   EnterCall call;
   call.x = pass.x, call.pending = values;
   call.rows = rows, call.hidden = hidden_;
@@ -78,6 +78,8 @@ void CudaExecutable::finish_pending(const Pass& pass, Pending pending, int64_t r
 
 void CudaExecutable::run(const Embed& r, const Bound& b, const Pass& pass) {
   const Weight& table = b.products[0].weight;
+  const bool projects = b.projection.weight.data != nullptr;
+  float* const result = r.partial ? buffer<float>(Buffer::pending) : pass.x;
   EmbedCall call;
   call.step = pass.view;
   call.ids = pass.ids;
@@ -85,16 +87,31 @@ void CudaExecutable::run(const Embed& r, const Bound& b, const Pass& pass) {
   call.table = table.data;
   call.table_element = table.resident->element;
   call.table_rows = table.rows, call.table_stride = dense_stride(table.cols);
-  call.begin = r.vocab_begin, call.hidden = hidden_;
+  call.begin = r.vocab_begin, call.hidden = r.width();
   call.scale = r.scale;
-  call.x = r.partial ? buffer<float>(Buffer::pending) : pass.x;
+  call.x = projects ? buffer<float>(Buffer::word_rows) : result;
   call.most_rows = static_cast<int32_t>(pass.rows);
   embed(pass.how, call);
+  if (projects) {
+    EnterCall words;
+    words.x = call.x, words.kind = NormKind::none;
+    words.h = buffer<std::byte>(Buffer::words), words.element = element_;
+    words.rows = pass.rows, words.hidden = r.width();
+    enter(pass.how, words);
+    product_of_rows(pass, b.projection, words.h, r.width(), pass.rows, result, hidden_, true);
+  }
   if (r.partial) check(cudaMemsetAsync(pass.x, 0, sizeof(float) * static_cast<size_t>(pass.rows * hidden_), stream_), "hidden rows");
+  if (b.positions.data == nullptr) return;
+  PositionsCall positions;
+  positions.step = pass.view;
+  positions.table = b.positions.data, positions.table_element = b.positions.resident->element, positions.table_stride = dense_stride(b.positions.cols);
+  positions.offset = r.positions.offset, positions.hidden = hidden_;
+  positions.x = pass.x, positions.most_rows = call.most_rows;
+  add_positions(pass.how, positions);
 }
 
 void CudaExecutable::run(const Enter& r, const Bound& b, const Pass& pass) {
-  finish_pending(pass, r.pending, pass.rows);
+  finish_pending(pass, r.pending, b.stays_pending, pass.rows);
   if (b.left_to_next && pass.rows <= kFewRows) return;
   EnterCall call;
   call.x = pass.x;
@@ -102,11 +119,34 @@ void CudaExecutable::run(const Enter& r, const Bound& b, const Pass& pass) {
   call.kind = r.norm.kind, call.epsilon = r.norm.epsilon;
   call.h = buffer<std::byte>(Buffer::normalized);
   call.element = element_;
+  call.replaces = r.replaces;
   call.rows = pass.rows, call.hidden = hidden_;
   enter(pass.how, call);
 }
 
-void CudaExecutable::run(const Normalize& r, const Bound&, const Pass&) { fail(Code::internal, describe(r), "does not run on GPUs"); }
+void CudaExecutable::run(const Normalize& r, const Bound& b, const Pass& pass) {
+  auto* values = buffer<float>(Buffer::pending);
+  if (r.pending == Pending::partial && split()) peers_->all_reduce(pass.how, values, static_cast<size_t>(pass.rows * hidden_));
+  EnterCall call;
+  call.x = values;
+  call.weight = b.norm, call.bias = b.norm_bias;
+  call.kind = r.norm.kind, call.epsilon = r.norm.epsilon;
+  call.replaces = true;
+  call.rows = pass.rows, call.hidden = hidden_;
+  enter(pass.how, call);
+}
+
+// y = one product of rows that are `element` already, by whichever way there is for so many; y as float or element.
+void CudaExecutable::product_of_rows(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float) {
+  if (rows > kFewRows) return multiply(pass, p, x, x_stride, rows, y, y_stride, y_is_float, false);
+  LinearCall call;
+  call.products = {&p, 1};
+  call.input.values = x, call.input.element = element_, call.input.stride = x_stride;
+  call.rows = rows;
+  call.output = y_is_float ? LinearOutput::store_f32 : LinearOutput::store;
+  call.y = y, call.y_stride = y_stride;
+  linear(pass.how, call, linear_scratch());
+}
 
 void CudaExecutable::run(const ProjectAttention& r, const Bound& b, const Pass& pass) {
   auto* qkv = buffer<std::byte>(Buffer::qkv);
@@ -117,13 +157,19 @@ void CudaExecutable::run(const ProjectAttention& r, const Bound& b, const Pass& 
     call.input = normalized_input(b, pass);
     call.rows = pass.rows;
     call.y = qkv, call.y_stride = width;
-    return linear(pass.how, call, linear_scratch());
+    linear(pass.how, call, linear_scratch());
+  } else {
+    const auto* h = buffer<std::byte>(Buffer::normalized);
+    int64_t column = 0;
+    for (const BoundProduct& p : b.products) {
+      multiply(pass, p, h, hidden_, pass.rows, at(qkv, column, element_), width, false, false);
+      column += p.weight.rows;
+    }
   }
-  const auto* h = buffer<std::byte>(Buffer::normalized);
-  int64_t column = 0;
-  for (const BoundProduct& p : b.products) {
-    multiply(pass, p, h, hidden_, pass.rows, at(qkv, column, element_), width, false, false);
-    column += p.weight.rows;
+  const int64_t dim = r.shape.head_dim;
+  if (b.head_norm != nullptr) normalize_heads(pass.how, r.q_norm.kind, r.q_norm.epsilon, b.head_norm, qkv, element_, pass.rows, r.shape.heads, dim, width);
+  if (b.key_norm != nullptr) {
+    normalize_heads(pass.how, r.k_norm.kind, r.k_norm.epsilon, b.key_norm, at(qkv, r.q.out, element_), element_, pass.rows, r.shape.kv_heads, dim, width);
   }
 }
 
@@ -173,15 +219,16 @@ void CudaExecutable::run(const ProjectMlp& r, const Bound& b, const Pass& pass) 
 
 void CudaExecutable::run(const Contract& r, const Bound& b, const Pass& pass) {
   const void* h = buffer<std::byte>(b.in);
-  float* y = r.partial ? buffer<float>(Buffer::pending) : pass.x;
-  if (pass.rows > kFewRows) return multiply(pass, b.products[0], h, r.product.in, pass.rows, y, hidden_, true, !r.partial);
+  const bool adds = !r.partial && !b.stays_pending;
+  float* y = adds ? pass.x : buffer<float>(Buffer::pending);
+  if (pass.rows > kFewRows) return multiply(pass, b.products[0], h, r.product.in, pass.rows, y, hidden_, true, adds);
   LinearCall call;
   call.products = std::span(b.products).first(1);
   call.input.values = h;
   call.input.element = element_;
   call.input.stride = r.product.in;
   call.rows = pass.rows;
-  call.output = r.partial ? LinearOutput::store_f32 : LinearOutput::add_f32;
+  call.output = adds ? LinearOutput::add_f32 : LinearOutput::store_f32;
   call.y = y, call.y_stride = hidden_;
   linear(pass.how, call, linear_scratch());
 }
@@ -224,9 +271,34 @@ void CudaExecutable::run(const Moe& r, const Bound& b, const Pass& pass) {
   call.lists = choice.lists;
   call.gated = buffer<std::byte>(Buffer::expert_gated);
   call.results = buffer<float>(Buffer::expert_results);
-  call.y = r.partial ? buffer<float>(Buffer::pending) : pass.x;
-  call.add = !r.partial;
+  call.add = !r.partial && !b.stays_pending;
+  call.y = call.add ? pass.x : buffer<float>(Buffer::pending);
   pass.rows <= kFewRows ? experts(pass.how, call, scratch) : run_many_experts(r, b, pass, call);
+  if (r.has_shared()) run_shared(r, b, pass, call.y);
+}
+
+// y += the expert that all rows go through, when the others' results are there.
+void CudaExecutable::run_shared(const Moe& r, const Bound& b, const Pass& pass, float* y) {
+  const int64_t ffn = r.shared.up.out;
+  const auto* h = buffer<std::byte>(Buffer::normalized);
+  auto* gated = buffer<std::byte>(Buffer::gated);
+  auto *values = buffer<float>(Buffer::expert_results), *logits = buffer<float>(Buffer::router_logits);
+  if (pass.rows <= kFewRows) {
+    LinearCall call;
+    call.products = b.shared;
+    call.input.values = h, call.input.element = element_, call.input.stride = hidden_;
+    call.rows = pass.rows;
+    call.output = LinearOutput::gated, call.activation = r.activation;
+    call.y = gated, call.y_stride = ffn;
+    linear(pass.how, call, linear_scratch());
+  } else {
+    auto* gate_up = buffer<std::byte>(Buffer::gate_up);
+    for (int p = 0; p < 2; ++p) multiply(pass, b.shared[p], h, hidden_, pass.rows, at(gate_up, p * ffn, element_), 2 * ffn, false, false);
+    activate(pass.how, r.activation, gate_up, at(gate_up, ffn, element_), gated, element_, pass.rows, ffn, 2 * ffn, ffn);
+  }
+  product_of_rows(pass, b.shared_down, gated, ffn, pass.rows, values, hidden_, true);
+  product_of_rows(pass, b.weigh, h, hidden_, pass.rows, logits, 1, true);
+  add_weighted(pass.how, logits, values, y, pass.rows, hidden_);
 }
 
 // The host must know how many rows each expert has: the one wait of a large step.
@@ -255,14 +327,14 @@ void CudaExecutable::run_many_experts(const Moe& r, const Bound& b, const Pass& 
   join(pass.how, call);
 }
 
-void CudaExecutable::run(const Leave& r, const Bound&, const Pass& pass) {
-  finish_pending(pass, r.pending, pass.rows);
+void CudaExecutable::run(const Leave& r, const Bound& b, const Pass& pass) {
+  finish_pending(pass, r.pending, b.stays_pending, pass.rows);
   if (pass.hidden_out == nullptr) return;
   check(cudaMemcpyAsync(pass.hidden_out, pass.x, sizeof(float) * static_cast<size_t>(pass.rows * hidden_), cudaMemcpyDeviceToDevice, stream_), "hidden rows");
 }
 
 void CudaExecutable::run(const Head& r, const Bound& b, const Pass& pass) {
-  finish_pending(pass, r.pending, pass.rows);
+  finish_pending(pass, r.pending, b.stays_pending, pass.rows);
   if (pass.heads == 0) return;
   const bool parts = !r.parts.empty() && split();
   auto* logits = buffer<float>(Buffer::logits);
@@ -280,6 +352,14 @@ void CudaExecutable::run(const Head& r, const Bound& b, const Pass& pass) {
     call.rows = pass.heads, call.hidden = hidden_;
     enter(pass.how, call);
   }
+  // What the product reads, unless it takes the norm itself.
+  const void* rows = buffer<std::byte>(Buffer::head_rows);
+  int64_t stride = hidden_;
+  if (b.projection.weight.data != nullptr) {
+    stride = r.projection.out;
+    product_of_rows(pass, b.projection, rows, hidden_, pass.heads, buffer<std::byte>(Buffer::words), stride, false);
+    rows = buffer<std::byte>(Buffer::words);
+  }
   if (few) {
     LinearCall call;
     call.products = std::span(b.products).first(1);
@@ -287,9 +367,9 @@ void CudaExecutable::run(const Head& r, const Bound& b, const Pass& pass) {
       call.input = normalized_input(b, pass);
       call.input.row_of = pass.head_rows;
     } else {
-      call.input.values = buffer<std::byte>(Buffer::head_rows);
+      call.input.values = rows;
       call.input.element = element_;
-      call.input.stride = hidden_;
+      call.input.stride = stride;
     }
     call.rows = pass.heads;
     call.output = LinearOutput::store_f32;
@@ -297,7 +377,7 @@ void CudaExecutable::run(const Head& r, const Bound& b, const Pass& pass) {
     call.scale = r.scale, call.soft_cap = r.soft_cap;
     linear(pass.how, call, linear_scratch());
   } else {
-    multiply(pass, b.products[0], buffer<std::byte>(Buffer::head_rows), hidden_, pass.heads, mine, width, true, false);
+    multiply(pass, b.products[0], rows, stride, pass.heads, mine, width, true, false);
     if (r.scale != 1 || r.soft_cap != 0) scale_and_cap(pass.how, mine, pass.heads * width, r.scale, r.soft_cap);
   }
   if (!parts) return;

@@ -77,6 +77,15 @@ __global__ void __launch_bounds__(kThreads) embed_quads(EmbedCall call) {
   }
 }
 
+template <typename T>
+__global__ void __launch_bounds__(kThreads) add_position_rows(PositionsCall call) {
+  let_next_begin();
+  wait_for_previous();
+  const int64_t row = blockIdx.y, i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if ((call.step.counts != nullptr && row >= call.step.counts[0]) || i >= call.hidden) return;
+  call.x[row * call.hidden + i] += to_float(static_cast<const T*>(call.table)[(call.step.positions[row] + call.offset) * call.table_stride + i]);
+}
+
 // ---- residual sums and norms
 
 // One block a row, in registers: blockDim.x * kHeld quads. How many threads that takes depends on the width only, so that a row's sums do
@@ -88,11 +97,9 @@ __global__ void __launch_bounds__(kMostThreads, kHeld == 2 ? 2 : 1) enter_quads(
   const int quads = static_cast<int>(call.hidden / 4), stride = blockDim.x;
   const auto holds = [&](int k) { return static_cast<int>(threadIdx.x) + k * stride < quads; };
   float4 weight[kHeld];  // a constant: read while the kernel ahead still runs
-  if (call.h != nullptr) {
 #pragma unroll
-    for (int k = 0; k < kHeld; ++k) {
-      if (holds(k)) weight[k] = __ldg(reinterpret_cast<const float4*>(call.weight) + threadIdx.x + k * stride);
-    }
+  for (int k = 0; k < kHeld; ++k) {
+    weight[k] = call.weight != nullptr && holds(k) ? __ldg(reinterpret_cast<const float4*>(call.weight) + threadIdx.x + k * stride) : float4{1, 1, 1, 1};
   }
   wait_for_previous();
   const int64_t row = blockIdx.x;
@@ -114,7 +121,7 @@ __global__ void __launch_bounds__(kMostThreads, kHeld == 2 ? 2 : 1) enter_quads(
       if (call.row_of == nullptr) x[k * stride] = v[k];
     }
   }
-  if (call.h == nullptr) return;
+  if (call.h == nullptr && !call.replaces) return;
   float mean = 0;
   if (call.kind == NormKind::layer) {
     float sum = 0;
@@ -129,16 +136,18 @@ __global__ void __launch_bounds__(kMostThreads, kHeld == 2 ? 2 : 1) enter_quads(
     v[k] = {v[k].x - mean, v[k].y - mean, v[k].z - mean, v[k].w - mean};
     squares += (v[k].x * v[k].x + v[k].y * v[k].y) + (v[k].z * v[k].z + v[k].w * v[k].w);
   }
-  const float scale = 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(call.hidden) + call.epsilon);
+  const float scale = call.kind == NormKind::none ? 1.0f : 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(call.hidden) + call.epsilon);
   Quad<T>* h = reinterpret_cast<Quad<T>*>(static_cast<T*>(call.h) + row * call.hidden) + threadIdx.x;
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
     if (!holds(k)) break;
     float4 b{0, 0, 0, 0};
     if (call.bias != nullptr) b = __ldg(reinterpret_cast<const float4*>(call.bias) + threadIdx.x + k * stride);
+    const float4 n{v[k].x * scale * weight[k].x + b.x, v[k].y * scale * weight[k].y + b.y, v[k].z * scale * weight[k].z + b.z, v[k].w * scale * weight[k].w + b.w};
+    if (call.replaces) x[k * stride] = n;
+    if (call.h == nullptr) continue;
     Quad<T> out;
-    out.v[0] = from_float<T>(v[k].x * scale * weight[k].x + b.x), out.v[1] = from_float<T>(v[k].y * scale * weight[k].y + b.y);
-    out.v[2] = from_float<T>(v[k].z * scale * weight[k].z + b.z), out.v[3] = from_float<T>(v[k].w * scale * weight[k].w + b.w);
+    out.v[0] = from_float<T>(n.x), out.v[1] = from_float<T>(n.y), out.v[2] = from_float<T>(n.z), out.v[3] = from_float<T>(n.w);
     h[k * stride] = out;
   }
 }
@@ -156,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) enter_rows(EnterCall call) {
     for (int64_t i = threadIdx.x; i < hidden; i += kThreads) x[i] += pending[i];
     pending = nullptr;
   }
-  if (call.h == nullptr) return;
+  if (call.h == nullptr && !call.replaces) return;
   const auto value = [&](int64_t i) { return pending != nullptr ? x[i] + pending[i] : x[i]; };
   float mean = 0;
   if (call.kind == NormKind::layer) {
@@ -166,10 +175,12 @@ __global__ void __launch_bounds__(kThreads) enter_rows(EnterCall call) {
   }
   float squares = 0;
   for (int64_t i = threadIdx.x; i < hidden; i += kThreads) squares += (value(i) - mean) * (value(i) - mean);
-  const float scale = 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(hidden) + call.epsilon);
+  const float scale = call.kind == NormKind::none ? 1.0f : 1.0f / sqrtf(block_sum(squares, shared) / static_cast<float>(hidden) + call.epsilon);
   T* h = static_cast<T*>(call.h) + row * hidden;
   for (int64_t i = threadIdx.x; i < hidden; i += kThreads) {
-    h[i] = from_float<T>((value(i) - mean) * scale * call.weight[i] + (call.bias != nullptr ? call.bias[i] : 0.0f));
+    const float n = (value(i) - mean) * scale * (call.weight != nullptr ? call.weight[i] : 1.0f) + (call.bias != nullptr ? call.bias[i] : 0.0f);
+    if (call.replaces) x[i] = n;
+    if (call.h != nullptr) h[i] = from_float<T>(n);
   }
 }
 
@@ -209,6 +220,34 @@ __global__ void __launch_bounds__(kThreads) activate_vectors(Activation activati
     }
     *reinterpret_cast<Sixteen<T>*>(out + row * out_stride + i) = g;
   }
+}
+
+// One warp a head; a head is read twice, the second time from the L1 cache.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) normalize_heads_of_rows(NormKind kind, float epsilon, const float* weight, T* y, int64_t rows, int heads, int width, int64_t stride) {
+  let_next_begin();
+  wait_for_previous();
+  const int lane = threadIdx.x & 31;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + (threadIdx.x >> 5); i < rows * heads; i += static_cast<int64_t>(gridDim.x) * (kThreads / 32)) {
+    T* const head = y + i / heads * stride + i % heads * width;
+    float mean = 0;
+    if (kind == NormKind::layer) {
+      for (int k = lane; k < width; k += 32) mean += to_float(head[k]);
+      mean = warp_sum(mean) / static_cast<float>(width);
+    }
+    float squares = 0;
+    for (int k = lane; k < width; k += 32) squares += (to_float(head[k]) - mean) * (to_float(head[k]) - mean);
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(width) + epsilon);
+    for (int k = lane; k < width; k += 32) head[k] = from_float<T>((to_float(head[k]) - mean) * scale * weight[k]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) add_weighted_rows(const float* logits, const float* values, float* y, int64_t rows, int64_t width) {
+  let_next_begin();
+  wait_for_previous();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= width) return;
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) y[row * width + i] += values[row * width + i] / (1.0f + expf(-logits[row]));
 }
 
 template <typename T>
@@ -272,6 +311,29 @@ void embed(const Launch& how, const EmbedCall& call) {
       launch(how, embed_rows<T>, grid_over(call.hidden, call.most_rows), dim3(kThreads), 0, "embedding", call);
     }
   });
+}
+
+void add_positions(const Launch& how, const PositionsCall& call) {
+  if (call.most_rows == 0 || call.hidden == 0) return;
+  by_element(call.table_element, [&](auto t) {
+    launch(how, add_position_rows<decltype(t)>, grid_over(call.hidden, call.most_rows), dim3(kThreads), 0, "positions", call);
+  });
+}
+
+void normalize_heads(const Launch& how, NormKind kind, float epsilon, const float* weight, void* y, Element element, int64_t rows, int64_t heads, int64_t width,
+                     int64_t stride) {
+  if (rows == 0 || heads == 0) return;
+  by_element(element, [&](auto t) {
+    using T = decltype(t);
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>((rows * heads + kThreads / 32 - 1) / (kThreads / 32), 65535));
+    launch(how, normalize_heads_of_rows<T>, dim3(blocks), dim3(kThreads), 0, "norm of heads", kind, epsilon, weight, static_cast<T*>(y), rows, static_cast<int>(heads),
+           static_cast<int>(width), stride);
+  });
+}
+
+void add_weighted(const Launch& how, const float* logits, const float* values, float* y, int64_t rows, int64_t width) {
+  if (rows == 0 || width == 0) return;
+  launch(how, add_weighted_rows, grid_over(width, blocks_of_rows(rows)), dim3(kThreads), 0, "weighted sum", logits, values, y, rows, width);
 }
 
 void enter(const Launch& how, const EnterCall& call) {

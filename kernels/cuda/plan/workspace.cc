@@ -8,7 +8,7 @@ namespace {
 constexpr const char* kNames[kBuffers] = {"hidden rows",   "pending",           "normalized",   "queries, keys, values", "attended",
                                           "gate and up",   "gated",             "widened weights", "matrix products",    "split products",
                                           "attention splits", "router logits",  "expert lists", "expert rows",           "expert gate and up",
-                                          "expert gated",  "expert results",    "head rows",    "logits part",           "logits",
+                                          "expert gated",  "expert results",    "head rows",    "word rows",   "words",        "logits part",           "logits",
                                           "sampling",      "drawn",             "last ids",     "step inputs",           "sample inputs",
                                           "constants"};
 constexpr uint64_t kSequenceBytes = 16 + sizeof(int32_t) * kMaxKvGroups;
@@ -50,6 +50,10 @@ class Planner {
 
   void operator()(const Embed& r) {
     if (r.partial) pending();
+    if (r.projection.weight == kNoWeight) return;
+    want(Buffer::word_rows, floats(bucket_.rows, r.width()), at_, at_);
+    want(Buffer::words, elements(bucket_.rows, r.width()), at_, at_);
+    see(r.projection);
   }
   void operator()(const Normalize&) {}
   void operator()(const Enter&) { want(Buffer::normalized, elements(bucket_.rows, hidden_), at_, next()); }
@@ -70,7 +74,7 @@ class Planner {
   }
   void operator()(const Contract& r) {
     see(r.product);
-    if (r.partial) pending();
+    if (r.partial || normalized_next()) pending();
   }
   void operator()(const Moe& r) {
     const int64_t rows = bucket_.rows, ffn = r.gate[0].out, local = static_cast<int64_t>(r.gate.size());
@@ -86,7 +90,12 @@ class Planner {
     constants_ += 3 * (sizeof(void*) * static_cast<uint64_t>(local) + 256);
     see(r.router);
     for (const auto* list : {&r.gate, &r.up, &r.down}) see((*list)[0]);
-    if (r.partial) pending();
+    if (r.has_shared()) {
+      want(Buffer::gated, elements(rows, r.shared.up.out), at_, at_);
+      if (many_) want(Buffer::gate_up, elements(rows, 2 * r.shared.up.out), at_, at_);
+      for (const Product* p : {&r.shared.gate, &r.shared.up, &r.shared.down, &r.shared.weigh}) see(*p);
+    }
+    if (r.partial || normalized_next()) pending();
   }
   void operator()(const Leave&) {}
   void operator()(const Head& r) {
@@ -94,6 +103,9 @@ class Planner {
     if (!r.parts.empty()) want(Buffer::logits_part, floats(bucket_.heads, r.product.out + r.vocab), at_, at_);
     keep(Buffer::logits, floats(bucket_.heads, r.vocab));
     see(r.product);
+    if (r.projection.weight == kNoWeight) return;
+    want(Buffer::words, elements(bucket_.heads, r.projection.out), at_, at_);
+    see(r.projection);
   }
   void operator()(const Sample&) {}
 
@@ -107,6 +119,7 @@ class Planner {
   }
   void keep(Buffer buffer, uint64_t bytes) { want(buffer, aligned(bytes), 0, last_ + 1); }
   int32_t next() const { return std::min(at_ + 1, last_); }
+  bool normalized_next() const { return at_ < last_ && std::holds_alternative<Normalize>(records_[static_cast<size_t>(at_) + 1]); }
   void pending() {  // lives until the next record that takes it
     auto taker = at_ + 1;
     const auto takes = [](const Record& r) {

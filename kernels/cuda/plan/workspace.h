@@ -34,6 +34,8 @@ enum class Buffer : uint8_t {
   expert_gated,       // [pairs, ffn]
   expert_results,     // f32 [pairs, hidden]
   head_rows,          // [heads, hidden]
+  word_rows,          // f32 [rows, width of the embeddings] where that is not the hidden one
+  words,              // [rows or heads, that width]
   logits_part,        // f32 [heads, part], then all members' [heads, vocab]
   logits,             // f32 [heads, vocab]; lives on for sampling
   sampling,           // scratch; persistent
