@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/formats/int8.h"
 #include "kernels/formats/nf4.h"
 
 namespace tandem::cpu {
@@ -244,6 +245,31 @@ void row_half(const std::byte* resident, int64_t, int64_t cols, int64_t r, float
   }
 }
 
+// --- int8 rows ---
+
+LinearKernel::Bytes resident_int8(const Format&, int64_t rows, int64_t cols) {
+  const auto tiles = static_cast<uint64_t>(tiles_of(rows)), scales = uint64_t{kTile} * sizeof(float);
+  return {tiles * (static_cast<uint64_t>(int8_tile(cols)) - scales), tiles * scales};
+}
+void pack_int8(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination) {
+  const int64_t cols = slice.cols, bytes = int8_tile(cols);
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    std::byte* out = destination + tile * bytes;
+    const int64_t rows = std::min<int64_t>(kTile, slice.rows - tile * kTile);
+    if (rows < kTile || cols % 32 != 0) std::memset(out, 0, static_cast<size_t>(bytes));
+    std::memcpy(out, slice.data[1] + tile * kTile * 4, static_cast<size_t>(rows) * 4);
+    for (int64_t r = 0; r < rows; ++r) {
+      const std::byte* from = slice.data[0] + (tile * kTile + r) * cols;
+      for (int64_t k = 0; k < cols; k += 4) std::memcpy(out + 64 + k * kTile + r * 4, from + k, static_cast<size_t>(std::min<int64_t>(4, cols - k)));
+    }
+  }
+}
+void row_int8(const std::byte* resident, int64_t, int64_t cols, int64_t r, float* out) {
+  const std::byte* tile = resident + r / kTile * int8_tile(cols);
+  const float row_max = std::bit_cast<float>(dword(reinterpret_cast<const uint8_t*>(tile) + r % kTile * 4));
+  for (int64_t k = 0; k < cols; ++k) out[k] = int8_value(static_cast<int8_t>(tile[64 + k / 4 * 64 + r % kTile * 4 + k % 4]), row_max);
+}
+
 // --- four bits, blocks over the flattened matrix ---
 
 const FourBit& four_bit(const Format& format) { return static_cast<const FourBit&>(format); }
@@ -363,6 +389,7 @@ const Layout kQ40Layout = kBlockLayout<Q40>, kQ41Layout = kBlockLayout<Q41>, kQ8
              kQ6kLayout = kBlockLayout<Q6k>;
 const Layout kFourBitLayout = {resident_four_bit, pack_four_bit, row_four_bit<false>};
 const Layout kNestedLayout = {resident_four_bit, pack_four_bit, row_four_bit<true>};
+const Layout kInt8Layout = {resident_int8, pack_int8, row_int8};
 const Layout kFp32Layout = {resident_fp32, pack_widened, row_fp32}, kWidenedLayout = kFp32Layout;
 const Layout kBf16Layout = {resident_half, pack_half<true>, row_half<true>};
 const Layout kFp16Layout = {resident_half, pack_half<false>, row_half<false>};

@@ -174,10 +174,8 @@ inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
     s.template take<true>(to_float(top_byte<3>(far)), at + 19);
   }
 }
-inline F by_two_to_minus_24(F d) {
-  alignas(64) static constexpr float kScale[1] = {0x1p-24f};
-  return mul(d, splat(kScale));
-}
+constexpr float kFromTop = 0x1p-24f;
+inline F by_two_to_minus_24(F d) { return mul(d, splat(&kFromTop)); }
 
 struct Q40Kernel {
   static constexpr Unit kUnit = kQ40Unit;
@@ -469,6 +467,47 @@ LINEAR_FLATTEN void multiply_dense(const std::byte* resident, int64_t rows, int6
   });
 }
 
+// --- int8 rows: one scale a row, so that it comes in at the very end ---
+
+LINEAR_FLATTEN void multiply_rows_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                       int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  const int64_t bytes = int8_tile(cols), blocks = int8_blocks(cols);
+  for_tiles(tokens, blocks * 48, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
+    Int8Sums<count> sums(x.int8, token);
+    const std::byte* at = resident + tile * bytes;
+    const F d = mul(load_f(at), splat(&kInt8Step));
+    at += 64;
+    for (int64_t b = 0; b < blocks; ++b, at += 512) {
+      prefetch<512>(at);
+      sums.bytes(at, b, d);
+    }
+    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
+    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.template result<false>(t), lanes);
+  });
+}
+
+inline I top_byte(I v, int64_t n) { return n == 0 ? top_byte<0>(v) : n == 1 ? top_byte<1>(v) : n == 2 ? top_byte<2>(v) : top_byte<3>(v); }
+
+LINEAR_FLATTEN void multiply_rows_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                       int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  for_panels(x, tokens, rows, cols, 32, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+    const std::byte* row_max = resident + tile * int8_tile(cols);
+    const std::byte* at = row_max + 64;
+    const F back = splat(&kFromTop);
+    for (; k + 32 <= end; k += 32) {
+      prefetch<512>(at + k * kTile);
+      bytes_fp32(k, sums, [&](int j) { return load_i(at + k * kTile + j * 64); });
+      sums.fold(back);
+    }
+    for (; k < end; ++k) {
+      sums.template take<false>(to_float(top_byte(load_i(at + k / 4 * 64), k % 4)), k);
+      sums.fold(back);
+    }
+    if (end < cols) return;
+    for (F& total : sums.total) total = mul(mul(total, load_f(row_max)), splat(&kInt8Step));  // rounded twice, as int8_value() is
+  });
+}
+
 // --- NF4 and FP4 ---
 
 // Eight columns a lane as bitsandbytes stores them: the earlier of two in the high half of a byte.
@@ -562,6 +601,8 @@ inline LinearKernel entry(const char* name, std::string_view format, Activations
         entry("fp32_fp32_" isa, "fp32", Activations::fp32, kFp32Layout, multiply_dense<DenseFp32>),     \
         entry("bf16_fp32_" isa, "bf16", Activations::fp32, kBf16Layout, multiply_dense<DenseBf16>),     \
         entry("fp16_fp32_" isa, "fp16", Activations::fp32, kFp16Layout, multiply_dense<DenseFp16>),     \
+        entry("int8_int8_" isa, "int8", Activations::int8, kInt8Layout, multiply_rows_int8),            \
+        entry("int8_fp32_" isa, "int8", Activations::fp32, kInt8Layout, multiply_rows_fp32),            \
         entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
         entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
         entry("nf4_dq_fp32_" isa, "nf4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>), \

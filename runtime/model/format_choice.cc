@@ -6,6 +6,8 @@
 #include <set>
 
 #include "kernels/base/error.h"
+#include "kernels/formats/nf4.h"
+#include "runtime/model/checkpoint/quantized.h"
 
 namespace tandem {
 namespace {
@@ -17,11 +19,7 @@ struct Rules {
   std::vector<Rule> modules;
 };
 
-const Format* parse_format(std::string name, bool double_quant) {
-  if (name == "keep") return nullptr;
-  if (double_quant && (name == "nf4" || name == "fp4")) name += "_dq";
-  return &format(name);
-}
+const Format* parse_format(const std::string& name, bool double_quant) { return name == "keep" ? nullptr : &named_format(name, double_quant); }
 
 Rules parse(const FormatOptions& options) {
   Rules rules;
@@ -112,6 +110,12 @@ const Format* config_dtype(const nlohmann::json& config) {
 
 }  // namespace
 
+const Format& named_format(const std::string& name, bool double_quant) {
+  const Format& plain = format(name);
+  const auto* four = dynamic_cast<const FourBit*>(&plain);
+  return double_quant && four ? *four_bit(four->codebook(), true, four->block()) : plain;
+}
+
 WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, const FormatOptions& options) {
   const Rules rules = parse(options);
   std::vector<bool> used(rules.modules.size(), false);
@@ -119,11 +123,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
   std::map<std::string, uint64_t> held_bytes;
   std::set<std::string_view> names;
   const Format* fallback = config_dtype(checkpoint.config);
-  if (checkpoint.tensors && checkpoint.config.contains("quantization_config") && !checkpoint.config["quantization_config"].is_null()) {
-    const nlohmann::json& method = checkpoint.config["quantization_config"];
-    const std::string how = method.is_object() && method.contains("quant_method") && method["quant_method"].is_string() ? method["quant_method"].get<std::string>() : method.dump().substr(0, 40);
-    bad_input(checkpoint.config_file + ": quantization_config", "is " + how + ", which cannot be read (give the unquantized checkpoint and --format, or a GGUF file)");
-  }
+  const auto declared = checkpoint.tensors ? std::nullopt : declared_quantization(checkpoint);
   for (WeightId id = 0; id < model.weights.size(); ++id) {
     const WeightRow& row = model.weights[id];
     const TensorInfo* tensor = nullptr;
@@ -139,12 +139,16 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
       check_shape(row, origin, *tensor, checkpoint.tensors->file_name(*tensor));
       stored = find_format(tensor->type);
       if (stored == nullptr) {
-        bad_input(checkpoint.tensors->file_name(*tensor) + ": " + tensor->name, "is of type " + tensor->type + " (floating point or a GGUF block type is needed)");
+        bad_input(checkpoint.tensors->file_name(*tensor) + ": " + tensor->name, "is of type " + tensor->type + " (floating point, a GGUF block type or what quantization_config describes is needed)");
       }
+    }
+    const bool quantizable = row.role == Role::linear || row.role == Role::router;
+    if (declared && quantizable && std::none_of(declared->skipped.begin(), declared->skipped.end(), [&](const auto& module) { return matches(row.name, module); })) {
+      stored = declared->format;
     }
     const Format* held = stored;
     const bool vector = row.role == Role::norm || row.role == Role::bias;
-    if (rules.all && (row.role == Role::linear || row.role == Role::router)) held = rules.all;
+    if (rules.all && quantizable) held = rules.all;
     for (size_t i = 0; i < rules.modules.size(); ++i) {
       if (!matches(row.name, rules.modules[i].module)) continue;
       used[i] = true;

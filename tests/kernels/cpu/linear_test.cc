@@ -121,6 +121,7 @@ Input from_token(const Input& in, int64_t token) {
 }
 
 std::vector<const Format*> formats_of(const LinearKernel& kernel) {
+  if (kernel.format == "nf4") return {&format("nf4"), &format("nf4:128")};
   if (!kernel.format.empty()) return {&format(kernel.format)};
   return {&format("q5_1"), &format("q4_0"), &format("nf4_dq"), &format("q3_k")};
 }
@@ -307,6 +308,9 @@ TEST_F(Linear, ResidentBytesAreStoredBytesWhereRowsAndColumnsFillTiles) {
     const auto b = choose_linear(format(name), Activations::fp32, {.avx2 = true}).resident(format(name), 576, 1536);
     EXPECT_EQ(b.weights + b.scales, stored_bytes(format(name), 576, 1536)) << name;
   }
+  const auto int8 = choose_linear(format("int8"), Activations::int8, {.avx2 = true}).resident(format("int8"), 576, 1536);
+  EXPECT_EQ(int8.weights, 576u * 1536);
+  EXPECT_EQ(int8.scales, 576u * 4);
   const auto nf4 = choose_linear(format("nf4"), Activations::fp32, {.avx2 = true}).resident(format("nf4"), 4096, 4096);
   EXPECT_EQ(nf4.weights, 4096u * 4096 / 2);
   EXPECT_EQ(nf4.scales, 4096u * 4096 / 16 + 128);

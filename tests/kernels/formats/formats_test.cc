@@ -84,6 +84,15 @@ TEST(Formats, NamesAreUniqueAndFound) {
   EXPECT_THROW(dense_format(DType::i8), Error);
 }
 
+TEST(Formats, BlocksInTheName) {
+  EXPECT_EQ(find_format("nf4:64"), find_format("nf4"));
+  EXPECT_EQ(find_format("fp4_dq:256")->name(), "fp4_dq:256");
+  EXPECT_EQ(find_format("fp4_dq:256")->block(), 256);
+  EXPECT_EQ(family(*find_format("fp4_dq:256")), "fp4_dq");
+  for (const char* name : {"nf4:48", "nf4:", "nf4:16", "nf4:8192", "nf4:64x", "q4_0:32", ":64", "bf16:1"}) EXPECT_EQ(find_format(name), nullptr) << name;
+  EXPECT_THAT([] { format("nf4:48"); }, testing::ThrowsMessage<Error>(testing::HasSubstr("32, 64, 128")));
+}
+
 TEST(Formats, RefusesShapesByName) {
   for (const char* name : {"q4_0", "q8_0", "q6_k"}) {
     EXPECT_THAT([&] { format(name).components(3, 33); }, testing::ThrowsMessage<Error>(testing::HasSubstr("[3, 33]")));
@@ -149,6 +158,26 @@ TEST(Formats, FourBitEqualsBitsandbytes) {
   }
 }
 
+TEST(Formats, Int8EqualsBitsandbytes) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/int8/cases.safetensors");
+  const Format& f = format("int8");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6);
+    const Tensor& input = tensors.at(key);
+    std::vector<float> source(static_cast<size_t>(codes.shape[0] * codes.shape[1]));
+    widen(dtype_of(input.dtype), input.bytes.data(), source.size(), source.data());
+    const Stored s = quantize(f, source, codes.shape[0], codes.shape[1]);
+    EXPECT_EQ(s.bytes[0], codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".SCB").bytes);
+    EXPECT_EQ(bits(dequantize(s.view)), bits(tensors.at(key + ".values").as<float>()));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 28);
+}
+
 TEST(Formats, GgufBlocksEqualTheGgufPackage) {
   const auto tensors = read_safetensors(TANDEM_FIXTURES "/gguf/blocks.safetensors");
   int compared = 0;
@@ -197,7 +226,9 @@ TEST(Formats, MeanFollowsTorch) {
 }
 
 TEST(Formats, SlicesDequantizeToTheirPartOfTheWhole) {
-  for (const Format* f : formats()) {
+  std::vector<const Format*> all(formats().begin(), formats().end());
+  for (const char* name : {"nf4:128", "fp4_dq:32", "nf4_dq:256"}) all.push_back(&format(name));
+  for (const Format* f : all) {
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{37, 512}, {70, 1280}, {9, 256}, {64, 96}, {40, 41}, {129, 64}}) {
       try {
         f->components(rows, cols);

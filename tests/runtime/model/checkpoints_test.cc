@@ -67,9 +67,13 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
                                            Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
                                            Case{"gguf/llama-k.gguf", "gguf/llama-k"},
+                                           // Quantized before they were saved.
+                                           Case{"nf4/llama-tiny-nf4", "nf4/llama-tiny-nf4"}, Case{"nf4/llama-tiny-nf4-double", "nf4/llama-tiny-nf4-double"},
+                                           Case{"nf4/mixtral-tiny-nf4", "nf4/mixtral-tiny-nf4"}, Case{"bnb/fp4-double-bf16", "bnb/fp4-double-bf16"},
+                                           Case{"bnb/mixed", "bnb/mixed"}, Case{"int8/llama-int8", "int8/llama-int8"},
                                            // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
-                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}),
+                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"}),
                          [](const auto& info) {
                            std::string name = info.param.model + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");
                            for (char& c : name) {

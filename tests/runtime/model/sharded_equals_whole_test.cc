@@ -54,6 +54,9 @@ std::vector<Split> splits() {
       }
     }
   }
+  for (const char* model : {"bnb/mixed", "bnb/fp4-double-bf16", "int8/llama-int8"}) {
+    for (const auto& [pp, tp] : {std::pair{2, 1}, {1, 2}, {2, 2}}) all.push_back({model, pp, 1, tp});
+  }
   return all;
 }
 

@@ -1,0 +1,171 @@
+// Checkpoints that were quantized before they were saved: what is found in them, and what is refused, by file, tensor and reason.
+#include "runtime/model/checkpoint/quantized.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <map>
+
+#include "kernels/base/error.h"
+#include "runtime/model/blueprint.h"
+#include "tests/kernels/formats/fixture.h"
+#include "tests/runtime/model/checkpoint/files.h"
+
+namespace tandem {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using nlohmann::json;
+using testing::TemporaryDirectory;
+using Tensors = std::map<std::string, test::Tensor>;
+
+std::string fixture(const std::string& name) { return std::string(TANDEM_FIXTURES) + "/" + name; }
+
+// A fixture, to be changed and written again.
+struct Folder {
+  explicit Folder(const std::string& name) : tensors(test::read_safetensors(fixture(name) + "/model.safetensors")) {
+    std::ifstream file(fixture(name) + "/config.json");
+    config = json::parse(file);
+  }
+  json& quantization() { return config["quantization_config"]; }
+  std::string write(const TemporaryDirectory& to) const {
+    json header = json::object();
+    std::string data;
+    for (const auto& [name, tensor] : tensors) {
+      const size_t begin = data.size();
+      data.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
+      header[name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {begin, data.size()}}};
+    }
+    const std::string text = header.dump();
+    to.write("model.safetensors", testing::little<uint64_t>(text.size()) + text + data);
+    to.write("config.json", config.dump());
+    return to.path();
+  }
+  Tensors tensors;
+  json config;
+};
+
+struct Wrong {
+  const char* name;
+  const char* model;
+  std::function<void(Folder&)> change;
+  std::vector<std::string> says;  // of the one line
+};
+
+std::function<void(Folder&)> drop(const std::string& tensor) {
+  return [=](Folder& f) { ASSERT_EQ(f.tensors.erase(tensor), 1u); };
+}
+std::function<void(Folder&)> retype(const std::string& tensor, const std::string& dtype, const std::vector<int64_t>& shape, size_t bytes) {
+  return [=](Folder& f) {
+    test::Tensor& t = f.tensors.at(tensor);
+    t.dtype = dtype, t.shape = shape;
+    t.bytes.resize(bytes);
+  };
+}
+std::function<void(Folder&)> config(const std::string& key, const json& value) {
+  return [=](Folder& f) { f.quantization()[key] = value; };
+}
+std::function<void(Folder&)> state(const std::string& tensor, const std::string& key, const json& value) {
+  return [=](Folder& f) {
+    test::Tensor& t = f.tensors.at(tensor);
+    json description = json::parse(std::string(reinterpret_cast<const char*>(t.bytes.data()), t.bytes.size()));
+    description[key] = value;
+    const std::string text = description.dump();
+    const auto bytes = std::as_bytes(std::span(text.data(), text.size()));
+    t.bytes.assign(bytes.begin(), bytes.end());
+    t.shape = {static_cast<int64_t>(text.size())};
+  };
+}
+
+const std::string kDown = "model.layers.0.mlp.down_proj", kDownState = kDown + ".weight.quant_state.bitsandbytes__fp4";
+
+const std::vector<Wrong>& wrongs() {
+  static const std::vector<Wrong> list = {
+      {"Method", "bnb/mixed", config("quant_method", "magic"), {"config.json: quantization_config.quant_method", "magic", "bitsandbytes"}},
+      {"MethodIsNumber", "bnb/mixed", config("quant_method", 4), {"quant_method"}},
+      {"NeitherFourNorEight", "bnb/mixed", [](Folder& f) { f.quantization()["load_in_4bit"] = false; }, {"load_in_4bit"}},
+      {"QuantType", "bnb/mixed", config("bnb_4bit_quant_type", "int4"), {"bnb_4bit_quant_type", "int4"}},
+      {"FourBitNoAbsmax", "bnb/fp4-double-bf16", drop(kDown + ".weight.absmax"), {"model.safetensors", kDown + ".weight", ".absmax"}},
+      {"FourBitNoMap", "bnb/fp4-double-bf16", drop(kDown + ".weight.quant_map"), {kDown + ".weight.quant_map"}},
+      {"FourBitNoNested", "bnb/fp4-double-bf16", drop(kDown + ".weight.nested_absmax"), {kDown + ".weight.nested_absmax"}},
+      {"FourBitNoCodes", "bnb/fp4-double-bf16", drop(kDown + ".weight"), {kDown + ".weight"}},
+      {"FourBitNoState", "bnb/mixed", drop("model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4"), {"model.layers.0.self_attn.q_proj.weight", "has shape"}},
+      {"FourBitAbsmaxShort", "bnb/fp4-double-bf16", retype(kDown + ".weight.absmax", "U8", {95}, 95), {kDown + ".weight.absmax", "[95]", "[96]"}},
+      {"FourBitAbsmaxType", "bnb/fp4-double-bf16", retype(kDown + ".weight.absmax", "F32", {96}, 384), {kDown + ".weight.absmax", "fp32", "u8"}},
+      {"FourBitMapShort", "bnb/fp4-double-bf16", retype(kDown + ".weight.quant_map", "F32", {15}, 60), {kDown + ".weight.quant_map", "[16]"}},
+      {"FourBitCodesShort", "bnb/fp4-double-bf16", retype(kDown + ".weight", "BF16", {1535, 1}, 3070), {kDown + ".weight", "3070", "3072"}},
+      {"FourBitStateNoJson", "bnb/fp4-double-bf16", retype(kDownState, "U8", {3}, 3), {kDownState, "JSON"}},
+      {"FourBitStateType", "bnb/fp4-double-bf16", state(kDownState, "quant_type", "fp5"), {kDownState, "quant_type", "fp5"}},
+      {"FourBitStateOtherType", "bnb/fp4-double-bf16", state(kDownState, "quant_type", "nf4"), {kDownState, "quant_type"}},
+      {"FourBitBlocksize", "bnb/fp4-double-bf16", state(kDownState, "blocksize", 96), {kDownState, "blocksize", "96", "power of two"}},
+      {"FourBitBlocksizeHuge", "bnb/fp4-double-bf16", state(kDownState, "blocksize", 1 << 30), {kDownState, "blocksize"}},
+      {"FourBitNestedBlocksize", "bnb/fp4-double-bf16", state(kDownState, "nested_blocksize", 128), {kDownState, "nested_blocksize", "256"}},
+      {"FourBitShapeHuge", "bnb/fp4-double-bf16", state(kDownState, "shape", json{int64_t{1} << 39, int64_t{1} << 39}), {kDown, "shape"}},
+      {"FourBitShapeNegative", "bnb/fp4-double-bf16", state(kDownState, "shape", json{-1, 96}), {kDownState, "shape"}},
+      {"FourBitShapeFlat", "bnb/fp4-double-bf16", state(kDownState, "shape", json{6144}), {kDownState, "shape"}},
+      {"FourBitShapeOther", "bnb/fp4-double-bf16", state(kDownState, "shape", json{96, 64}), {kDown + ".weight", "[96, 64]", "[64, 96]"}},
+      {"FourBitNoOffset", "bnb/fp4-double-bf16", state(kDownState, "nested_offset", "much"), {kDownState, "nested_offset"}},
+      {"Int8NoScales", "int8/llama-int8", drop(kDown + ".SCB"), {kDown + ".weight", kDown + ".SCB"}},
+      {"Int8ScalesShort", "int8/llama-int8", retype(kDown + ".SCB", "F32", {63}, 252), {kDown + ".SCB", "[63]", "[64]"}},
+      {"Int8ScalesType", "int8/llama-int8", retype(kDown + ".SCB", "F16", {64}, 128), {kDown + ".SCB", "fp16", "fp32"}},
+      {"Int8Shape", "int8/llama-int8", retype(kDown + ".weight", "I8", {6144}, 6144), {kDown + ".weight", "1 dimensions"}},
+      {"Int8OldLayout", "int8/llama-int8", [](Folder& f) { f.tensors.at(kDown + ".weight_format").bytes[0] = std::byte{2}; }, {kDown + ".weight_format", "older layout"}},
+  };
+  return list;
+}
+
+class Refused : public ::testing::TestWithParam<Wrong> {};
+
+TEST_P(Refused, InOneLine) {
+  Folder folder(GetParam().model);
+  GetParam().change(folder);
+  const TemporaryDirectory to;
+  const std::string path = folder.write(to);
+  try {
+    make_blueprint(path, {}, {});
+    FAIL() << "was accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code, Code::invalid_argument);
+    for (const std::string& word : GetParam().says) EXPECT_THAT(error.what(), HasSubstr(word));
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Quantized, Refused, ::testing::ValuesIn(wrongs()), [](const auto& info) { return std::string(info.param.name); });
+
+// An unchanged copy is read, and says what each module is in.
+TEST(Quantized, EachModuleInItsOwnFormat) {
+  const TemporaryDirectory to;
+  const Checkpoint checkpoint = open_checkpoint(Folder("bnb/mixed").write(to));
+  const std::map<std::string, std::string> expected = {{"self_attn.q_proj", "nf4:128"}, {"self_attn.k_proj", "fp4_dq:32"}, {"self_attn.v_proj", "bf16"},
+                                                       {"self_attn.o_proj", "nf4_dq:4096"}, {"mlp.gate_proj", "nf4"}, {"mlp.up_proj", "fp4:512"},
+                                                       {"mlp.down_proj", "nf4_dq:256"}};
+  for (const auto& [module, format] : expected) {
+    const TensorInfo* tensor = checkpoint.tensors->find("model.layers.1." + module + ".weight");
+    ASSERT_NE(tensor, nullptr) << module;
+    EXPECT_EQ(tensor->type, format) << module;
+  }
+  const TensorInfo* down = checkpoint.tensors->find("model.layers.1.mlp.down_proj.weight");
+  EXPECT_EQ(down->shape, (std::vector<int64_t>{64, 96}));
+  EXPECT_EQ(down->bytes, 64u * 96 / 2);
+  EXPECT_EQ(checkpoint.tensors->find("model.layers.1.mlp.down_proj.weight.quant_state.bitsandbytes__nf4"), nullptr) << "it is used up";
+  ASSERT_NE(checkpoint.tensors->find("model.layers.1.mlp.down_proj.weight.nested_offset"), nullptr);
+}
+
+// A config.json alone plans as its weights would lie.
+TEST(Quantized, ConfigAloneSaysTheFormat) {
+  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8"}) {
+    const TemporaryDirectory to;
+    const std::string alone = to.write("config.json", Folder(model).config.dump());
+    const Blueprint with = make_blueprint(fixture(model), {}, {}), without = make_blueprint(alone, {}, {});
+    EXPECT_EQ(footprint_bytes(with), footprint_bytes(without)) << model;
+    for (WeightId id = 0; id < with.model->weights.size(); ++id) {
+      EXPECT_EQ(with.formats.held[static_cast<size_t>(id)]->name(), without.formats.held[static_cast<size_t>(id)]->name()) << with.model->weights[id].name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tandem
