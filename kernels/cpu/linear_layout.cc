@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/formats/int4.h"
 #include "kernels/formats/int8.h"
 #include "kernels/formats/nf4.h"
 
@@ -270,6 +271,67 @@ void row_int8(const std::byte* resident, int64_t, int64_t cols, int64_t r, float
   for (int64_t k = 0; k < cols; ++k) out[k] = int8_value(static_cast<int8_t>(tile[64 + k / 4 * 64 + r % kTile * 4 + k % 4]), row_max);
 }
 
+// --- codes of 4 or 8 bits in groups ---
+
+template <int kBits>
+LinearKernel::Bytes resident_group(const Format& format, int64_t rows, int64_t cols) {
+  const int64_t group = static_cast<const GroupInts&>(format).group(cols), groups = tiles_of(rows) * (group > 0 ? cols / group : 0);
+  const uint64_t scales = static_cast<uint64_t>(groups) * 2 * kTile * sizeof(float);
+  return {static_cast<uint64_t>(groups * group_bytes(kBits, group)) - scales, scales + sizeof(GroupHeader)};
+}
+template <int kBits>
+void pack_group(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination) {
+  const int64_t cols = slice.cols, group = static_cast<const GroupInts&>(*slice.format).group(cols), groups = group > 0 ? cols / group : 0;
+  if (tile_begin == 0) {
+    const GroupHeader header{group, {}};
+    std::memcpy(destination, &header, sizeof header);
+  }
+  const auto* codes = reinterpret_cast<const uint8_t*>(slice.data[0]);
+  const int64_t bytes = group_bytes(kBits, group), code_bytes = group * kTile * kBits / 8;
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    auto* out = reinterpret_cast<uint8_t*>(destination) + sizeof(GroupHeader) + tile * groups * bytes;
+    const auto rows = static_cast<int>(std::min<int64_t>(kTile, slice.rows - tile * kTile));
+    if (rows < kTile) std::memset(out, 0, static_cast<size_t>(groups * bytes));
+    for (int64_t g = 0; g < groups; ++g, out += bytes) {
+      for (int r = 0; r < rows; ++r) {
+        const int64_t row = tile * kTile + r;
+        const uint8_t* from = codes + (row * cols + g * group) * kBits / 8;
+        for (int64_t k = 0; k < group; k += 32) {
+          uint8_t* block = out + k * kTile * kBits / 8 + r * 4;
+          for (int64_t i = 0; i < 32; ++i) {
+            if (kBits == 8) {
+              block[i / 4 * 64 + i % 4] = from[k + i] ^ 0x80;
+            } else {
+              const uint8_t code = i % 2 == 0 ? from[(k + i) / 2] & 15 : from[(k + i) / 2] >> 4;
+              uint8_t& to = block[i % 16 / 4 * 64 + i % 4];
+              to = static_cast<uint8_t>(i < 16 ? code : to | code << 4);
+            }
+          }
+        }
+        for (int part = 0; part < 2; ++part) std::memcpy(out + code_bytes + part * 64 + r * 4, slice.data[1 + part] + (row * groups + g) * 4, 4);
+      }
+    }
+  }
+}
+template <int kBits>
+void row_group(const std::byte* resident, int64_t, int64_t cols, int64_t r, float* out) {
+  GroupHeader header;
+  std::memcpy(&header, resident, sizeof header);
+  const int64_t group = header.group, groups = group > 0 ? cols / group : 0, bytes = group_bytes(kBits, group), lane = r % kTile * 4;
+  const auto* at = reinterpret_cast<const uint8_t*>(resident) + sizeof header + r / kTile * groups * bytes;
+  for (int64_t g = 0; g < groups; ++g, at += bytes) {
+    const uint8_t* scales = at + group * kTile * kBits / 8;
+    const float scale = std::bit_cast<float>(dword(scales + lane)), shift = std::bit_cast<float>(dword(scales + 64 + lane));
+    for (int64_t k = 0; k < group; ++k) {
+      const int64_t i = k % 32;
+      const uint8_t* block = at + (k - i) * kTile * kBits / 8 + lane;
+      const int code = kBits == 8 ? block[i / 4 * 64 + i % 4] ^ 0x80 : block[i % 16 / 4 * 64 + i % 4] >> (i < 16 ? 0 : 4) & 15;
+      const float product = scale * static_cast<float>(code);
+      *out++ = product - shift;  // two roundings
+    }
+  }
+}
+
 // --- four bits, blocks over the flattened matrix ---
 
 const FourBit& four_bit(const Format& format) { return static_cast<const FourBit&>(format); }
@@ -390,6 +452,7 @@ const Layout kQ40Layout = kBlockLayout<Q40>, kQ41Layout = kBlockLayout<Q41>, kQ8
 const Layout kFourBitLayout = {resident_four_bit, pack_four_bit, row_four_bit<false>};
 const Layout kNestedLayout = {resident_four_bit, pack_four_bit, row_four_bit<true>};
 const Layout kInt8Layout = {resident_int8, pack_int8, row_int8};
+const Layout kInt4GroupLayout = {resident_group<4>, pack_group<4>, row_group<4>}, kInt8GroupLayout = {resident_group<8>, pack_group<8>, row_group<8>};
 const Layout kFp32Layout = {resident_fp32, pack_widened, row_fp32}, kWidenedLayout = kFp32Layout;
 const Layout kBf16Layout = {resident_half, pack_half<true>, row_half<true>};
 const Layout kFp16Layout = {resident_half, pack_half<false>, row_half<false>};

@@ -13,6 +13,8 @@
 //   nf4_dq    per tile: those dwords for all columns, then u8 absmax[block][16], where each row starts among the nested blocks, and
 //             the nested absmax that the row needs
 //   int8      per tile: fp32 row maximum[16], then q8_0's eight times 64 bytes for every 32 columns, the last filled with zeros
+//   int4      per group: nibble blocks, fp32 scale[16], fp32 shift[16]
+//   int8_group  the same with q8_0's blocks of bytes, each code less 128
 //   fp32      [column][16]; fp16 the same; bf16 [column / 2][16][2]
 #pragma once
 #include <cstdint>
@@ -52,6 +54,14 @@ constexpr int64_t kLeastFourBitBlock = 8;  // narrower ones (cols not a multiple
 
 inline int64_t int8_tile(int64_t cols) { return kTile * static_cast<int64_t>(sizeof(float)) + round_up(cols, 32) * kTile; }
 
+// At the start of a matrix of int4 or int8_group.
+struct GroupHeader {
+  int64_t group;  // columns that share a scale
+  uint8_t padding[56];
+};
+static_assert(sizeof(GroupHeader) == 64);
+constexpr int64_t group_bytes(int bits, int64_t group) { return group * kTile * bits / 8 + 2 * kTile * static_cast<int64_t>(sizeof(float)); }
+
 // resident, pack and row of each layout, as LinearKernel wants them.
 struct Layout {
   LinearKernel::Bytes (*resident)(const Format& format, int64_t rows, int64_t cols);
@@ -60,7 +70,7 @@ struct Layout {
 };
 extern const Layout kQ40Layout, kQ41Layout, kQ80Layout, kQ4kLayout, kQ6kLayout;
 extern const Layout kFourBitLayout, kNestedLayout;  // nf4 and fp4; nf4_dq and fp4_dq
-extern const Layout kInt8Layout;
+extern const Layout kInt8Layout, kInt4GroupLayout, kInt8GroupLayout;
 extern const Layout kFp32Layout, kBf16Layout, kFp16Layout;
 extern const Layout kWidenedLayout;  // any format, dequantized to fp32
 

@@ -158,23 +158,27 @@ inline void nibbles_fp32(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s, c
   }
 }
 // Eight vectors of four int8 columns each, not folded: the even chain has columns 0 .. 15, the odd chain 16 .. 31, both times 2^24,
-// because the codes come at the top of a dword.
-template <int kTokens, class Decode>
-inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
+// because the codes come at the top of a dword; value() may make weights of them.
+template <int kTokens, class Decode, class Value>
+inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode, Value value) {
   for (int j = 0; j < 4; ++j) {
     const I near = decode(j), far = decode(j + 4);
     const int64_t at = k + 4 * j;
-    s.template take<false>(to_float(top_byte<0>(near)), at);
-    s.template take<true>(to_float(top_byte<0>(far)), at + 16);
-    s.template take<false>(to_float(top_byte<1>(near)), at + 1);
-    s.template take<true>(to_float(top_byte<1>(far)), at + 17);
-    s.template take<false>(to_float(top_byte<2>(near)), at + 2);
-    s.template take<true>(to_float(top_byte<2>(far)), at + 18);
-    s.template take<false>(to_float(top_byte<3>(near)), at + 3);
-    s.template take<true>(to_float(top_byte<3>(far)), at + 19);
+    s.template take<false>(value(to_float(top_byte<0>(near))), at);
+    s.template take<true>(value(to_float(top_byte<0>(far))), at + 16);
+    s.template take<false>(value(to_float(top_byte<1>(near))), at + 1);
+    s.template take<true>(value(to_float(top_byte<1>(far))), at + 17);
+    s.template take<false>(value(to_float(top_byte<2>(near))), at + 2);
+    s.template take<true>(value(to_float(top_byte<2>(far))), at + 18);
+    s.template take<false>(value(to_float(top_byte<3>(near))), at + 3);
+    s.template take<true>(value(to_float(top_byte<3>(far))), at + 19);
   }
 }
-constexpr float kFromTop = 0x1p-24f;
+template <int kTokens, class Decode>
+inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
+  bytes_fp32(k, s, decode, [](F code) { return code; });
+}
+constexpr float kFromTop = 0x1p-24f, kHalfOfCodes = 128;
 inline F by_two_to_minus_24(F d) { return mul(d, splat(&kFromTop)); }
 
 struct Q40Kernel {
@@ -508,6 +512,59 @@ LINEAR_FLATTEN void multiply_rows_fp32(const std::byte* resident, int64_t rows, 
   });
 }
 
+// --- codes of 4 or 8 bits in groups: scale * code - shift ---
+
+template <int kBits>
+LINEAR_FLATTEN void multiply_group_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                        int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  constexpr int64_t kBlock = 32 * kTile * kBits / 8;
+  const int64_t group = reinterpret_cast<const GroupHeader*>(resident)->group, bytes = group_bytes(kBits, group), codes = bytes - 128;
+  for_tiles(tokens, int8_blocks(cols) * 48, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
+    Int8Sums<count> sums(x.int8, token);
+    const std::byte* at = resident + sizeof(GroupHeader) + tile * (cols / group) * bytes;
+    for (int64_t k = 0; k < cols; at += bytes) {
+      const F scale = load_f(at + codes), shift = load_f(at + codes + 64);
+      // Of 8 bits the codes are less 128.
+      const F least = kBits == 4 ? shift : fms(scale, splat(&kHalfOfCodes), shift);
+      for (int64_t b = 0; b < codes; b += kBlock, k += 32) {
+        prefetch<kBlock>(at + b);
+        if constexpr (kBits == 4) {
+          sums.template nibbles<false, true>(at + b, k / 32, scale, least);
+        } else {
+          sums.bytes(at + b, k / 32, scale);
+          for (int t = 0; t < count; ++t) sums.minimums[t] = fma(least, splat(&sums.x[t][k / 32].sum), sums.minimums[t]);
+        }
+      }
+    }
+    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
+    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.template result<true, kBits == 4>(t), lanes);
+  });
+}
+
+template <int kBits>
+LINEAR_FLATTEN void multiply_group_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                        int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  constexpr int64_t kBlock = 32 * kTile * kBits / 8;
+  const int64_t group = reinterpret_cast<const GroupHeader*>(resident)->group, bytes = group_bytes(kBits, group), codes = bytes - 128;
+  const Table values = nibble_values(0);
+  for_panels(x, tokens, rows, cols, group, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+    const std::byte* at = resident + sizeof(GroupHeader) + (tile * (cols / group) + k / group) * bytes;
+    for (; k < end; at += bytes) {
+      const F scale = load_f(at + codes), shift = load_f(at + codes + 64);
+      const auto value = [&](F code) { return sub(round_here(mul(code, scale)), shift); };  // two roundings
+      for (int64_t b = 0; b < codes; b += kBlock, k += 32) {
+        prefetch<kBlock>(at + b);
+        if constexpr (kBits == 4) {
+          nibbles_fp32(at + b, k, sums, values, value);
+        } else {
+          bytes_fp32(k, sums, [&](int j) { return load_i(at + b + j * 64); }, [&](F top) { return value(fma(top, splat(&kFromTop), splat(&kHalfOfCodes))); });
+        }
+        sums.fold();
+      }
+    }
+  });
+}
+
 // --- NF4 and FP4 ---
 
 // Eight columns a lane as bitsandbytes stores them: the earlier of two in the high half of a byte.
@@ -602,6 +659,10 @@ inline LinearKernel entry(const char* name, std::string_view format, Activations
         entry("bf16_fp32_" isa, "bf16", Activations::fp32, kBf16Layout, multiply_dense<DenseBf16>),     \
         entry("fp16_fp32_" isa, "fp16", Activations::fp32, kFp16Layout, multiply_dense<DenseFp16>),     \
         entry("int8_int8_" isa, "int8", Activations::int8, kInt8Layout, multiply_rows_int8),            \
+        entry("int4_int8_" isa, "int4", Activations::int8, kInt4GroupLayout, multiply_group_int8<4>),   \
+        entry("int4_fp32_" isa, "int4", Activations::fp32, kInt4GroupLayout, multiply_group_fp32<4>),   \
+        entry("int8_group_int8_" isa, "int8_group", Activations::int8, kInt8GroupLayout, multiply_group_int8<8>), \
+        entry("int8_group_fp32_" isa, "int8_group", Activations::fp32, kInt8GroupLayout, multiply_group_fp32<8>), \
         entry("int8_fp32_" isa, "int8", Activations::fp32, kInt8Layout, multiply_rows_fp32),            \
         entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
         entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \

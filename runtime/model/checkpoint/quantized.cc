@@ -12,7 +12,7 @@
 namespace tandem {
 namespace {
 
-constexpr const QuantizedMethod* kMethods[] = {&kBitsandbytes};
+constexpr const QuantizedMethod* kMethods[] = {&kBitsandbytes, &kGptq, &kAwq};
 
 std::string shown(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -84,6 +84,12 @@ const TensorInfo& QuantizedModules::take(const std::string& name, const TensorIn
   if (!fits) bad(*tensor, "has shape " + shown(tensor->shape) + " (must be " + shown(shape) + ")");
   use(*tensor);
   return *tensor;
+}
+
+const TensorInfo& QuantizedModules::take_floats(const std::string& name, const TensorInfo& beside, const std::vector<int64_t>& shape) {
+  const TensorInfo* tensor = files_.find(name);
+  const Format* dense = tensor ? find_format(tensor->type) : nullptr;
+  return take(name, beside, dense && dense->is_dense() ? dense->name() : "fp16", shape);
 }
 
 void QuantizedModules::begin(const std::string& module, const Format& format, int64_t rows, int64_t cols, const TensorInfo& from) {

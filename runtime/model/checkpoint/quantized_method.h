@@ -24,6 +24,7 @@ class QuantizedModules {
 
   // The tensor `name`, which `beside` needs; it is used up. Errors: it is missing, of another type or of other dimensions (-1: any).
   const TensorInfo& take(const std::string& name, const TensorInfo& beside, std::string_view type, const std::vector<int64_t>& shape);
+  const TensorInfo& take_floats(const std::string& name, const TensorInfo& beside, const std::vector<int64_t>& shape);  // fp32, fp16 or bf16
   void use(const TensorInfo& tensor) { used_.insert(tensor.name); }
   [[noreturn]] void bad(const TensorInfo& tensor, const std::string& message) const;  // names file and tensor
   template <typename T>
@@ -58,6 +59,6 @@ struct QuantizedMethod {
   const Format& (*declared)(const Config& config);
   void (*find)(const Config& config, QuantizedModules& modules);
 };
-extern const QuantizedMethod kBitsandbytes;  // bitsandbytes.cc
+extern const QuantizedMethod kBitsandbytes, kGptq, kAwq;  // in files of their names
 
 }  // namespace tandem

@@ -122,6 +122,10 @@ Input from_token(const Input& in, int64_t token) {
 
 std::vector<const Format*> formats_of(const LinearKernel& kernel) {
   if (kernel.format == "nf4") return {&format("nf4"), &format("nf4:128")};
+  if (kernel.format == "int4" || kernel.format == "int8_group") {
+    const std::string name(kernel.format);
+    return {&format(name), &format(name + ":32"), &format(name + ":row")};
+  }
   if (!kernel.format.empty()) return {&format(kernel.format)};
   return {&format("q5_1"), &format("q4_0"), &format("nf4_dq"), &format("q3_k")};
 }

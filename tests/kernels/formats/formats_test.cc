@@ -178,6 +178,37 @@ TEST(Formats, Int8EqualsBitsandbytes) {
   EXPECT_EQ(compared, 28);
 }
 
+TEST(Formats, Int4EqualsQuanto) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/int4/cases.safetensors");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6);
+    const int64_t rows = codes.shape[0], cols = codes.shape[1];
+    const Stored s = quantize(format(name.substr(0, name.find('.'))), tensors.at(key).as<float>(), rows, cols);
+    std::vector<std::byte> unpacked;
+    for (const std::byte b : s.bytes[0]) unpacked.insert(unpacked.end(), {b & std::byte{15}, b >> 4});
+    EXPECT_EQ(unpacked, codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".scale").bytes);
+    EXPECT_EQ(s.bytes[2], tensors.at(key + ".shift").bytes);
+    EXPECT_EQ(bits(dequantize(s.view)), bits(tensors.at(key + ".values").as<float>()));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 5);
+}
+
+TEST(Formats, GroupsOfOneValue) {
+  for (const char* name : {"int4", "int8_group", "int4:row", "int8_group:row"}) {
+    const std::vector<float> values(2 * 128, -0.37f);
+    EXPECT_EQ(dequantize(quantize(format(name), values, 2, 128).view), values) << name;
+  }
+  EXPECT_EQ(find_format("int4:row")->name(), "int4:row");
+  EXPECT_EQ(find_format("nf4:row"), nullptr);
+  EXPECT_THROW(format("int4").components(3, 96), Error);
+  EXPECT_THROW(format("int4:row").components(3, 33), Error);
+}
+
 TEST(Formats, GgufBlocksEqualTheGgufPackage) {
   const auto tensors = read_safetensors(TANDEM_FIXTURES "/gguf/blocks.safetensors");
   int compared = 0;
@@ -227,7 +258,7 @@ TEST(Formats, MeanFollowsTorch) {
 
 TEST(Formats, SlicesDequantizeToTheirPartOfTheWhole) {
   std::vector<const Format*> all(formats().begin(), formats().end());
-  for (const char* name : {"nf4:128", "fp4_dq:32", "nf4_dq:256"}) all.push_back(&format(name));
+  for (const char* name : {"nf4:128", "fp4_dq:32", "nf4_dq:256", "int4:32", "int4:row", "int8_group:row"}) all.push_back(&format(name));
   for (const Format* f : all) {
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{37, 512}, {70, 1280}, {9, 256}, {64, 96}, {40, 41}, {129, 64}}) {
       try {

@@ -71,6 +71,8 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"nf4/llama-tiny-nf4", "nf4/llama-tiny-nf4"}, Case{"nf4/llama-tiny-nf4-double", "nf4/llama-tiny-nf4-double"},
                                            Case{"nf4/mixtral-tiny-nf4", "nf4/mixtral-tiny-nf4"}, Case{"bnb/fp4-double-bf16", "bnb/fp4-double-bf16"},
                                            Case{"bnb/mixed", "bnb/mixed"}, Case{"int8/llama-int8", "int8/llama-int8"},
+                                           Case{"gptq/llama-4bit-v1", "gptq/llama-4bit-v1"}, Case{"gptq/llama-mixed-v2", "gptq/llama-mixed-v2"},
+                                           Case{"awq/llama-gemm", "awq/llama-gemm"},
                                            // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
                                            Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"}),

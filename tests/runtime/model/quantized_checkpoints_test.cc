@@ -112,6 +112,32 @@ const std::vector<Wrong>& wrongs() {
       {"Int8ScalesType", "int8/llama-int8", retype(kDown + ".SCB", "F16", {64}, 128), {kDown + ".SCB", "fp16", "fp32"}},
       {"Int8Shape", "int8/llama-int8", retype(kDown + ".weight", "I8", {6144}, 6144), {kDown + ".weight", "1 dimensions"}},
       {"Int8OldLayout", "int8/llama-int8", [](Folder& f) { f.tensors.at(kDown + ".weight_format").bytes[0] = std::byte{2}; }, {kDown + ".weight_format", "older layout"}},
+      {"GptqBits", "gptq/llama-4bit-v1", config("bits", 3), {"config.json: quantization_config.bits", "3", "4 and 8"}},
+      {"GptqOtherBits", "gptq/llama-4bit-v1", config("bits", 8), {".qzeros", "4 bits"}},
+      {"GptqForm", "gptq/llama-4bit-v1", config("checkpoint_format", "marlin"), {"checkpoint_format", "marlin"}},
+      {"GptqGroupZero", "gptq/llama-4bit-v1", config("group_size", 0), {"group_size"}},
+      {"GptqGroupOdd", "gptq/llama-4bit-v1", config("group_size", 48), {"group_size", "48"}},
+      {"GptqGroupOther", "gptq/llama-4bit-v1", config("group_size", 64), {".scales", "groups of 64"}},
+      {"GptqGroupDoesNotDivide", "gptq/llama-4bit-v1", [](Folder& f) { retype(kDown + ".scales", "F16", {4, 64}, 512)(f), retype(kDown + ".qzeros", "I32", {4, 8}, 128)(f); }, {kDown + ".scales", "4 groups for 96 inputs"}},
+      {"GptqNoGroups", "gptq/llama-4bit-v1", [](Folder& f) { retype(kDown + ".scales", "F16", {0, 64}, 0)(f), retype(kDown + ".qzeros", "I32", {0, 8}, 0)(f); }, {kDown + ".scales", "0 groups"}},
+      {"GptqNoScales", "gptq/llama-4bit-v1", drop(kDown + ".scales"), {kDown + ".qweight", kDown + ".scales"}},
+      {"GptqNoZeros", "gptq/llama-4bit-v1", drop(kDown + ".qzeros"), {kDown + ".qweight", kDown + ".qzeros"}},
+      {"GptqNoCodes", "gptq/llama-4bit-v1", drop(kDown + ".qweight"), {kDown + ".weight"}},
+      {"GptqScalesType", "gptq/llama-4bit-v1", retype(kDown + ".scales", "I16", {3, 64}, 384), {kDown + ".scales", "i16", "fp16"}},
+      {"GptqScalesShape", "gptq/llama-4bit-v1", retype(kDown + ".scales", "F16", {3, 63}, 378), {kDown + ".scales", "[3, 63]", "[any, 64]"}},
+      {"GptqZerosShape", "gptq/llama-4bit-v1", retype(kDown + ".qzeros", "I32", {3, 7}, 84), {kDown + ".qzeros", "7 words"}},
+      {"GptqCodesType", "gptq/llama-4bit-v1", retype(kDown + ".qweight", "F32", {12, 64}, 3072), {kDown + ".qweight", "I32"}},
+      {"GptqCodesFlat", "gptq/llama-4bit-v1", retype(kDown + ".qweight", "I32", {768}, 3072), {kDown + ".qweight", "I32"}},
+      {"GptqIndexShort", "gptq/llama-4bit-v1", retype(kDown + ".g_idx", "I32", {95}, 380), {kDown + ".g_idx", "[95]", "[96]"}},
+      {"GptqIndexOutOfRange", "gptq/llama-mixed-v2", [](Folder& f) { f.tensors.at(kDown + ".g_idx").bytes[4] = std::byte{3}; }, {kDown + ".g_idx", "group 3", "there are 3"}},
+      {"GptqIndexNegative", "gptq/llama-mixed-v2", [](Folder& f) { f.tensors.at(kDown + ".g_idx").bytes[7] = std::byte{0xff}; }, {kDown + ".g_idx", "group -"}},
+      {"AwqBits", "awq/llama-gemm", config("bits", 8), {"bits", "8"}},
+      {"AwqVersion", "awq/llama-gemm", config("version", "gemv"), {"version", "gemv"}},
+      {"AwqNoZeroPoint", "awq/llama-gemm", config("zero_point", false), {"zero_point"}},
+      {"AwqZerosShape", "awq/llama-gemm", retype(kDown + ".qzeros", "I32", {3, 7}, 84), {kDown + ".qzeros", "[3, 7]", "[3, 8]"}},
+      {"AwqScalesShape", "awq/llama-gemm", retype(kDown + ".scales", "F16", {2, 64}, 256), {kDown, "2"}},
+      {"AwqCodesShape", "awq/llama-gemm", retype(kDown + ".qweight", "I32", {64, 8}, 2048), {kDown, "64 inputs"}},
+      {"WeightTwice", "awq/llama-gemm", [](Folder& f) { f.tensors[kDown + ".weight"] = f.tensors.at(kDown + ".scales"); }, {kDown + ".weight", "quantized and not quantized"}},
   };
   return list;
 }
@@ -154,9 +180,30 @@ TEST(Quantized, EachModuleInItsOwnFormat) {
   ASSERT_NE(checkpoint.tensors->find("model.layers.1.mlp.down_proj.weight.nested_offset"), nullptr);
 }
 
+TEST(Quantized, GroupsAndActOrder) {
+  const Checkpoint checkpoint = open_checkpoint(fixture("gptq/llama-mixed-v2"));
+  const std::map<std::string, std::string> expected = {{"self_attn.q_proj", "int4:row"}, {"self_attn.k_proj", "fp16"}, {"mlp.up_proj", "int8_group:32"}, {"mlp.down_proj", "fp16"}};
+  for (const auto& [module, format] : expected) EXPECT_EQ(checkpoint.tensors->find("model.layers.0." + module + ".weight")->type, format) << module;
+  // Any range gives the bytes that reading everything gives, wherever it begins and ends.
+  for (const char* model : {"gptq/llama-mixed-v2", "gptq/llama-4bit-v1", "awq/llama-gemm", "bnb/mixed"}) {
+    const Checkpoint other = open_checkpoint(fixture(model));
+    for (const TensorInfo& tensor : other.tensors->tensors()) {
+      std::vector<std::byte> whole(tensor.bytes), part(tensor.bytes);
+      other.tensors->read(tensor, {0, tensor.bytes}, whole.data());
+      for (const uint64_t parts : {2u, 3u, 7u}) {
+        for (uint64_t i = 0; i < parts; ++i) {
+          const ByteRange range{tensor.bytes * i / parts, tensor.bytes * (i + 1) / parts};
+          other.tensors->read(tensor, range, part.data() + range.begin);
+        }
+        ASSERT_EQ(part, whole) << model << " " << tensor.name;
+      }
+    }
+  }
+}
+
 // A config.json alone plans as its weights would lie.
 TEST(Quantized, ConfigAloneSaysTheFormat) {
-  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8"}) {
+  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "awq/llama-gemm"}) {
     const TemporaryDirectory to;
     const std::string alone = to.write("config.json", Folder(model).config.dump());
     const Blueprint with = make_blueprint(fixture(model), {}, {}), without = make_blueprint(alone, {}, {});
