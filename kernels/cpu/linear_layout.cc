@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/formats/fp8.h"
 #include "kernels/formats/int4.h"
 #include "kernels/formats/int8.h"
 #include "kernels/formats/nf4.h"
@@ -332,6 +334,49 @@ void row_group(const std::byte* resident, int64_t, int64_t cols, int64_t r, floa
   }
 }
 
+// --- fp8 ---
+
+int fp8_shift(const Format& format) { return static_cast<const Fp8&>(format).scales() == Fp8Scales::block ? std::countr_zero(static_cast<uint64_t>(kFp8Block)) : kAllColumns; }
+LinearKernel::Bytes resident_fp8(const Format& format, int64_t rows, int64_t cols) {
+  const auto tiles = static_cast<uint64_t>(tiles_of(rows));
+  return {tiles * static_cast<uint64_t>(round_up(cols, 32) * kTile), tiles * static_cast<uint64_t>(fp8_scale_bytes(fp8_shift(format), cols)) + sizeof(Fp8Header)};
+}
+void pack_fp8(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination) {
+  const auto& format = static_cast<const Fp8&>(*slice.format);
+  const int64_t cols = slice.cols, scales = fp8_scale_bytes(fp8_shift(format), cols), bytes = scales + round_up(cols, 32) * kTile;
+  if (tile_begin == 0) {
+    const Fp8Header header{fp8_shift(format), {}};
+    std::memcpy(destination, &header, sizeof header);
+  }
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    std::byte* out = destination + sizeof(Fp8Header) + tile * bytes;
+    const int64_t rows = std::min<int64_t>(kTile, slice.rows - tile * kTile);
+    if (rows < kTile || cols % 32 != 0) std::memset(out, 0, static_cast<size_t>(bytes));
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = tile * kTile + r;
+      const std::byte* from = slice.data[0] + row * cols;
+      for (int64_t g = 0; g < scales / 64; ++g) {
+        const int64_t begin = g * kFp8Block, end = g + 1 < scales / 64 ? begin + kFp8Block : cols;
+        const bool numbers = std::none_of(from + begin, from + end, [](std::byte code) { return (code & std::byte{0x7f}) == std::byte{0x7f}; });
+        const float scale = numbers ? format.scale(slice, row, begin) : std::numeric_limits<float>::quiet_NaN();
+        std::memcpy(out + g * 64 + r * 4, &scale, sizeof scale);
+      }
+      for (int64_t k = 0; k < cols; k += 4) std::memcpy(out + scales + k * kTile + r * 4, from + k, static_cast<size_t>(std::min<int64_t>(4, cols - k)));
+    }
+  }
+}
+void row_fp8(const std::byte* resident, int64_t, int64_t cols, int64_t r, float* out) {
+  Fp8Header header;
+  std::memcpy(&header, resident, sizeof header);
+  const int64_t scales = fp8_scale_bytes(header.shift, cols);
+  const auto* tile = reinterpret_cast<const uint8_t*>(resident) + sizeof header + r / kTile * (scales + round_up(cols, 32) * kTile);
+  const int64_t lane = r % kTile * 4;
+  for (int64_t k = 0; k < cols; ++k) {
+    widen(DType::f8_e4m3, tile + scales + k / 4 * 64 + lane + k % 4, 1, out + k);
+    out[k] *= std::bit_cast<float>(dword(tile + (k >> header.shift) * 64 + lane));
+  }
+}
+
 // --- four bits, blocks over the flattened matrix ---
 
 const FourBit& four_bit(const Format& format) { return static_cast<const FourBit&>(format); }
@@ -453,6 +498,7 @@ const Layout kFourBitLayout = {resident_four_bit, pack_four_bit, row_four_bit<fa
 const Layout kNestedLayout = {resident_four_bit, pack_four_bit, row_four_bit<true>};
 const Layout kInt8Layout = {resident_int8, pack_int8, row_int8};
 const Layout kInt4GroupLayout = {resident_group<4>, pack_group<4>, row_group<4>}, kInt8GroupLayout = {resident_group<8>, pack_group<8>, row_group<8>};
+const Layout kFp8Layout = {resident_fp8, pack_fp8, row_fp8};
 const Layout kFp32Layout = {resident_fp32, pack_widened, row_fp32}, kWidenedLayout = kFp32Layout;
 const Layout kBf16Layout = {resident_half, pack_half<true>, row_half<true>};
 const Layout kFp16Layout = {resident_half, pack_half<false>, row_half<false>};

@@ -15,6 +15,8 @@
 //   int8      per tile: fp32 row maximum[16], then q8_0's eight times 64 bytes for every 32 columns, the last filled with zeros
 //   int4      per group: nibble blocks, fp32 scale[16], fp32 shift[16]
 //   int8_group  the same with q8_0's blocks of bytes, each code less 128
+//   fp8       per tile: fp32 scale[16] for each 128 columns, or for all of them, then bytes as int8's; where one of those is no
+//             number, the scale is none
 //   fp32      [column][16]; fp16 the same; bf16 [column / 2][16][2]
 #pragma once
 #include <cstdint>
@@ -62,6 +64,15 @@ struct GroupHeader {
 static_assert(sizeof(GroupHeader) == 64);
 constexpr int64_t group_bytes(int bits, int64_t group) { return group * kTile * bits / 8 + 2 * kTile * static_cast<int64_t>(sizeof(float)); }
 
+// At the start of a matrix of fp8.
+struct Fp8Header {
+  int32_t shift;  // log2 of the columns that share a scale
+  uint8_t padding[60];
+};
+static_assert(sizeof(Fp8Header) == 64);
+constexpr int kAllColumns = 62;
+inline int64_t fp8_scale_bytes(int shift, int64_t cols) { return (((cols - 1) >> shift) + 1) * kTile * static_cast<int64_t>(sizeof(float)); }
+
 // resident, pack and row of each layout, as LinearKernel wants them.
 struct Layout {
   LinearKernel::Bytes (*resident)(const Format& format, int64_t rows, int64_t cols);
@@ -70,7 +81,7 @@ struct Layout {
 };
 extern const Layout kQ40Layout, kQ41Layout, kQ80Layout, kQ4kLayout, kQ6kLayout;
 extern const Layout kFourBitLayout, kNestedLayout;  // nf4 and fp4; nf4_dq and fp4_dq
-extern const Layout kInt8Layout, kInt4GroupLayout, kInt8GroupLayout;
+extern const Layout kInt8Layout, kInt4GroupLayout, kInt8GroupLayout, kFp8Layout;
 extern const Layout kFp32Layout, kBf16Layout, kFp16Layout;
 extern const Layout kWidenedLayout;  // any format, dequantized to fp32
 

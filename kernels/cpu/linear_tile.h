@@ -178,7 +178,7 @@ template <int kTokens, class Decode>
 inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
   bytes_fp32(k, s, decode, [](F code) { return code; });
 }
-constexpr float kFromTop = 0x1p-24f, kHalfOfCodes = 128;
+constexpr float kFromTop = 0x1p-24f, kHalfOfCodes = 128, kE4m3 = 0x1p120f;
 inline F by_two_to_minus_24(F d) { return mul(d, splat(&kFromTop)); }
 
 struct Q40Kernel {
@@ -565,6 +565,46 @@ LINEAR_FLATTEN void multiply_group_fp32(const std::byte* resident, int64_t rows,
   });
 }
 
+// --- fp8 ---
+
+// E4M3 at the top of a dword: its seven bits of magnitude, put where a float has its exponent and mantissa, are the number times 2^-120,
+// subnormal ones too. A code that is no number is one here (480), and its scale says so.
+inline F e4m3(I top) {
+  const I magnitude = srl<4>(and_(top, set(0x7f000000)));
+  return mul(as_float(or_(magnitude, and_(top, set(static_cast<int>(0x80000000))))), splat(&kE4m3));
+}
+
+LINEAR_FLATTEN void multiply_fp8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
+                                 int64_t tile_end, float* y, int64_t y_stride) {
+  const int shift = reinterpret_cast<const Fp8Header*>(resident)->shift;
+  const int64_t scale_bytes = fp8_scale_bytes(shift, cols), bytes = scale_bytes + round_up(cols, 32) * kTile;
+  for_panels(x, tokens, rows, cols, 32, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+    const std::byte* scales = resident + sizeof(Fp8Header) + tile * bytes;
+    const std::byte* at = scales + scale_bytes;
+    const auto top = [&](int64_t column) { return top_byte(load_i(at + column / 4 * 64), column % 4); };
+    for (; k + 32 <= end; k += 32) {
+      prefetch<512>(at + k * kTile);
+      for (int j = 0; j < 4; ++j) {
+        const I near = load_i(at + k * kTile + j * 64), far = load_i(at + k * kTile + j * 64 + 256);
+        const int64_t column = k + 4 * j;
+        sums.template take<false>(e4m3(sll<24>(near)), column);
+        sums.template take<true>(e4m3(sll<24>(far)), column + 16);
+        sums.template take<false>(e4m3(sll<16>(near)), column + 1);
+        sums.template take<true>(e4m3(sll<16>(far)), column + 17);
+        sums.template take<false>(e4m3(sll<8>(near)), column + 2);
+        sums.template take<true>(e4m3(sll<8>(far)), column + 18);
+        sums.template take<false>(e4m3(near), column + 3);
+        sums.template take<true>(e4m3(far), column + 19);
+      }
+      sums.fold(load_f(scales + (k >> shift) * 64));
+    }
+    if (k == end) return;
+    const F scale = load_f(scales + (k >> shift) * 64);
+    for (; k < end; ++k) sums.template take<false>(e4m3(top(k)), k);
+    sums.fold(scale);
+  });
+}
+
 // --- NF4 and FP4 ---
 
 // Eight columns a lane as bitsandbytes stores them: the earlier of two in the high half of a byte.
@@ -663,6 +703,8 @@ inline LinearKernel entry(const char* name, std::string_view format, Activations
         entry("int4_fp32_" isa, "int4", Activations::fp32, kInt4GroupLayout, multiply_group_fp32<4>),   \
         entry("int8_group_int8_" isa, "int8_group", Activations::int8, kInt8GroupLayout, multiply_group_int8<8>), \
         entry("int8_group_fp32_" isa, "int8_group", Activations::fp32, kInt8GroupLayout, multiply_group_fp32<8>), \
+        entry("fp8_fp32_" isa, "fp8", Activations::fp32, kFp8Layout, multiply_fp8),                     \
+        entry("fp8_tensor_fp32_" isa, "fp8_tensor", Activations::fp32, kFp8Layout, multiply_fp8),       \
         entry("int8_fp32_" isa, "int8", Activations::fp32, kInt8Layout, multiply_rows_fp32),            \
         entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
         entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \

@@ -74,6 +74,6 @@ void find(const Config& config, QuantizedModules& modules) {
 
 }  // namespace
 
-const QuantizedMethod kAwq = {"awq", "modules_to_not_convert", declared, find};
+const QuantizedMethod kAwq = {"awq", {"modules_to_not_convert", ""}, declared, find};
 
 }  // namespace tandem

@@ -87,6 +87,6 @@ void find(const Config& config, QuantizedModules& modules) {
 
 }  // namespace
 
-const QuantizedMethod kBitsandbytes = {"bitsandbytes", "llm_int8_skip_modules", declared, find};
+const QuantizedMethod kBitsandbytes = {"bitsandbytes", {"llm_int8_skip_modules", ""}, declared, find};
 
 }  // namespace tandem

@@ -89,6 +89,6 @@ void find(const Config& config, QuantizedModules& modules) {
 
 }  // namespace
 
-const QuantizedMethod kGptq = {"gptq", "", declared, find};
+const QuantizedMethod kGptq = {"gptq", {"", ""}, declared, find};
 
 }  // namespace tandem

@@ -12,7 +12,7 @@
 namespace tandem {
 namespace {
 
-constexpr const QuantizedMethod* kMethods[] = {&kBitsandbytes, &kGptq, &kAwq};
+constexpr const QuantizedMethod* kMethods[] = {&kBitsandbytes, &kGptq, &kAwq, &kFp8, &kFbgemmFp8};
 
 std::string shown(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -129,6 +129,21 @@ void QuantizedModules::constant(std::vector<std::byte> bytes) {
   add([bytes = std::move(bytes)](ByteRange range, std::byte* out) { std::memcpy(out, bytes.data() + range.begin, range.size()); });
 }
 
+void QuantizedModules::floats(const TensorInfo& tensor) {
+  const DType type = format(tensor.type).dtype();
+  if (type == DType::f32) return same(tensor);
+  if (tensor.bytes / size(type) * sizeof(float) < components_.at(next_).bytes) bad(tensor, "has " + std::to_string(tensor.bytes / size(type)) + " numbers (" + weight_.type + " needs more)");
+  use(tensor);
+  add([&files = files_, &tensor, type](ByteRange range, std::byte* out) {  // a range begins anywhere, numbers do not
+    const uint64_t first = range.begin / sizeof(float), count = (range.end + sizeof(float) - 1) / sizeof(float) - first;
+    std::vector<std::byte> raw(count * size(type));
+    files.read(tensor, {first * size(type), (first + count) * size(type)}, raw.data());
+    std::vector<float> values(count);
+    widen(type, raw.data(), count, values.data());
+    std::memcpy(out, reinterpret_cast<const std::byte*>(values.data()) + range.begin % sizeof(float), range.size());
+  });
+}
+
 void QuantizedModules::made(decltype(MadeTensor::read) read) { add(std::move(read)); }
 
 std::unique_ptr<TensorSource> open_quantized(std::unique_ptr<TensorSource> files, const nlohmann::json& config, const std::string& file) {
@@ -143,7 +158,12 @@ std::optional<DeclaredQuantization> declared_quantization(const Checkpoint& chec
   const auto quantization = quantization_of(checkpoint.config, checkpoint.config_file);
   if (!quantization) return std::nullopt;
   const QuantizedMethod& method = method_of(*quantization);
-  return DeclaredQuantization{&method.declared(*quantization), quantization->texts(method.skip, 4096)};
+  DeclaredQuantization declared{&method.declared(*quantization), {}};
+  for (const std::string_view key : method.skip) {
+    const std::vector<std::string> more = quantization->texts(key, 65536);
+    declared.skipped.insert(declared.skipped.end(), more.begin(), more.end());
+  }
+  return declared;
 }
 
 }  // namespace tandem

@@ -1,5 +1,6 @@
 // What a way of quantizing checkpoints implements; quantized.cc has the list.
 #pragma once
+#include <array>
 #include <functional>
 #include <string>
 #include <unordered_set>
@@ -39,6 +40,7 @@ class QuantizedModules {
   void same(const TensorInfo& tensor);               // the tensor's bytes as they are. Errors: it has fewer than the format needs
   void constant(std::vector<std::byte> bytes);       // not in the file as such
   void made(decltype(MadeTensor::read) read);        // put in order when read
+  void floats(const TensorInfo& tensor);             // fp32, whatever float type it is stored in
 
   std::vector<MadeTensor> take_made() { return std::move(made_); }
   bool used(const std::string& name) const { return used_.contains(name); }
@@ -55,10 +57,13 @@ class QuantizedModules {
 
 struct QuantizedMethod {
   std::string_view name;  // quantization_config's quant_method
-  std::string_view skip;  // its key that lists modules left alone
+  std::array<std::string_view, 2> skip;  // its keys that list modules left alone
   const Format& (*declared)(const Config& config);
   void (*find)(const Config& config, QuantizedModules& modules);
 };
-extern const QuantizedMethod kBitsandbytes, kGptq, kAwq;  // in files of their names
+extern const QuantizedMethod kBitsandbytes, kGptq, kAwq, kFp8, kFbgemmFp8;  // in files of their names
+
+// fp8.cc: a module whose weight is in E4M3; nothing when it is not.
+void add_fp8_module(const TensorInfo& codes, QuantizedModules& modules);
 
 }  // namespace tandem

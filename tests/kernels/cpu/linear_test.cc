@@ -122,6 +122,7 @@ Input from_token(const Input& in, int64_t token) {
 
 std::vector<const Format*> formats_of(const LinearKernel& kernel) {
   if (kernel.format == "nf4") return {&format("nf4"), &format("nf4:128")};
+  if (kernel.format == "fp8") return {&format("fp8"), &format("fp8:128")};
   if (kernel.format == "int4" || kernel.format == "int8_group") {
     const std::string name(kernel.format);
     return {&format(name), &format(name + ":32"), &format(name + ":row")};
@@ -293,6 +294,24 @@ TEST_F(Linear, SlicesOfNestedFormats) {
         kernel.multiply(resident->data, m.rows, m.cols, in, 1, 0, (m.rows + kernel.row_tile - 1) / kernel.row_tile, y.data(), m.rows);
         for (int64_t r = 0; r < m.rows; ++r) ASSERT_EQ(y[r], whole.values[(part.row_begin + r) * kCols + part.col_begin + k]);
       }
+    }
+  }
+}
+
+// E4M3 has codes that are no numbers: a product with one is none.
+TEST_F(Linear, Fp8KeepsWhatIsNotANumberInSight) {
+  std::mt19937 random(kSeed + 5);
+  for (const char* name : {"fp8", "fp8_tensor", "fp8:128"}) {
+    Matrix m = make_matrix(format(name), 3, 260, random);
+    m.stored[0][260 + 130] = std::byte{0xff};
+    for (const Features& features : machines()) {
+      const LinearKernel& kernel = choose_linear(format(name), Activations::fp32, features);
+      const auto resident = pack(kernel, m);
+      const Activation x = make_activation(1, 260, features, random);
+      float y[3];
+      kernel.multiply(resident->data, 3, 260, x.input, 1, 0, 1, y, 3);
+      EXPECT_FALSE(std::isnan(y[0]));
+      EXPECT_TRUE(std::isnan(y[1])) << kernel.name;
     }
   }
 }

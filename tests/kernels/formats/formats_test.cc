@@ -10,6 +10,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/formats/format.h"
+#include "kernels/formats/fp8.h"
 #include "kernels/formats/nf4.h"
 #include "tests/kernels/formats/fixture.h"
 
@@ -178,6 +179,27 @@ TEST(Formats, Int8EqualsBitsandbytes) {
   EXPECT_EQ(compared, 28);
 }
 
+TEST(Formats, Fp8EqualsTorch) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/fp8/cases.safetensors");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6), input = key.substr(0, key.find('.'));
+    const Stored s = quantize(format(key.substr(key.find('.') + 1)), tensors.at(input).as<float>(), codes.shape[0], codes.shape[1]);
+    EXPECT_EQ(s.bytes[0], codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".scale").bytes);
+    EXPECT_EQ(bits(dequantize(s.view)), bits(tensors.at(key + ".values").as<float>()));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 21);
+  // Every code, every number between two codes, both neighbours of it.
+  const Tensor& numbers = tensors.at("numbers");
+  const auto values = numbers.as<float>();
+  const auto& expected = tensors.at("numbers_codes").bytes;
+  for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(float_to_e4m3(values[i]), static_cast<uint8_t>(expected[i])) << values[i];
+}
+
 TEST(Formats, Int4EqualsQuanto) {
   const auto tensors = read_safetensors(TANDEM_FIXTURES "/int4/cases.safetensors");
   int compared = 0;
@@ -258,7 +280,7 @@ TEST(Formats, MeanFollowsTorch) {
 
 TEST(Formats, SlicesDequantizeToTheirPartOfTheWhole) {
   std::vector<const Format*> all(formats().begin(), formats().end());
-  for (const char* name : {"nf4:128", "fp4_dq:32", "nf4_dq:256", "int4:32", "int4:row", "int8_group:row"}) all.push_back(&format(name));
+  for (const char* name : {"nf4:128", "fp4_dq:32", "nf4_dq:256", "int4:32", "int4:row", "int8_group:row", "fp8:128"}) all.push_back(&format(name));
   for (const Format* f : all) {
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{37, 512}, {70, 1280}, {9, 256}, {64, 96}, {40, 41}, {129, 64}}) {
       try {

@@ -73,9 +73,11 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"bnb/mixed", "bnb/mixed"}, Case{"int8/llama-int8", "int8/llama-int8"},
                                            Case{"gptq/llama-4bit-v1", "gptq/llama-4bit-v1"}, Case{"gptq/llama-mixed-v2", "gptq/llama-mixed-v2"},
                                            Case{"awq/llama-gemm", "awq/llama-gemm"},
+                                           Case{"fp8/llama-blocks", "fp8/llama-blocks"}, Case{"fp8/llama-tensors", "fp8/llama-tensors"},
                                            // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
-                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"}),
+                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"},
+                                           Case{"llama-tiny", "fp8/llama-tiny-on-load", "fp8"}),
                          [](const auto& info) {
                            std::string name = info.param.model + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");
                            for (char& c : name) {

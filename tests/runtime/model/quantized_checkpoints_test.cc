@@ -137,6 +137,13 @@ const std::vector<Wrong>& wrongs() {
       {"AwqZerosShape", "awq/llama-gemm", retype(kDown + ".qzeros", "I32", {3, 7}, 84), {kDown + ".qzeros", "[3, 7]", "[3, 8]"}},
       {"AwqScalesShape", "awq/llama-gemm", retype(kDown + ".scales", "F16", {2, 64}, 256), {kDown, "2"}},
       {"AwqCodesShape", "awq/llama-gemm", retype(kDown + ".qweight", "I32", {64, 8}, 2048), {kDown, "64 inputs"}},
+      {"Fp8NoScale", "fp8/llama-blocks", drop(kDown + ".weight_scale_inv"), {kDown + ".weight", "weight_scale"}},
+      {"Fp8ScaleShape", "fp8/llama-blocks", retype(kDown + ".weight_scale_inv", "F32", {1, 3}, 12), {kDown + ".weight_scale_inv", "48 rows and 136 columns", "[1, 2]"}},
+      {"Fp8ScaleEmpty", "fp8/llama-blocks", retype(kDown + ".weight_scale_inv", "F32", {0}, 0), {kDown + ".weight_scale_inv"}},
+      {"Fp8ScaleType", "fp8/llama-blocks", retype(kDown + ".weight_scale_inv", "I32", {1, 2}, 8), {kDown + ".weight_scale_inv", "i32"}},
+      {"Fp8BlockSize", "fp8/llama-blocks", config("weight_block_size", json{64, 128}), {"weight_block_size", "[128, 128]"}},
+      {"Fp8Flat", "fp8/llama-blocks", retype(kDown + ".weight", "F8_E4M3", {48 * 136}, 48 * 136), {kDown + ".weight", "1 dimensions"}},
+      {"Fp8OtherShape", "fp8/llama-tensors", retype(kDown + ".weight", "F8_E4M3", {64, 95}, 64 * 95), {kDown + ".weight", "[64, 95]", "[64, 96]"}},
       {"WeightTwice", "awq/llama-gemm", [](Folder& f) { f.tensors[kDown + ".weight"] = f.tensors.at(kDown + ".scales"); }, {kDown + ".weight", "quantized and not quantized"}},
   };
   return list;
@@ -203,7 +210,7 @@ TEST(Quantized, GroupsAndActOrder) {
 
 // A config.json alone plans as its weights would lie.
 TEST(Quantized, ConfigAloneSaysTheFormat) {
-  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "awq/llama-gemm"}) {
+  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "awq/llama-gemm", "fp8/llama-tensors"}) {
     const TemporaryDirectory to;
     const std::string alone = to.write("config.json", Folder(model).config.dump());
     const Blueprint with = make_blueprint(fixture(model), {}, {}), without = make_blueprint(alone, {}, {});
