@@ -4,21 +4,13 @@
 #include <cctype>
 
 #include "kernels/base/error.h"
-#include "kernels/formats/int4.h"
-#include "runtime/model/checkpoint/packed_words.h"
+#include "runtime/model/checkpoint/group_layer.h"
 #include "runtime/model/checkpoint/storage.h"
 
 namespace tandem {
 namespace {
 
-constexpr int64_t kMostInputs = 1 << 24;
 constexpr uint8_t kPlace[8] = {0, 4, 1, 5, 2, 6, 3, 7};  // of output 8j + c in word j: nibble kPlace[c]
-
-int64_t group_size(const Config& config) {
-  const int64_t group = config.integer("group_size", -1, kMostInputs, 128);
-  if (group == 0) config.bad("group_size", "is 0 (must be -1, for whole columns, or the inputs of a group)");
-  return group;
-}
 
 const Format& declared(const Config& config) {
   const int64_t bits = config.integer("bits", 1, 32, 4);
@@ -27,9 +19,7 @@ const Format& declared(const Config& config) {
   std::transform(version.begin(), version.end(), version.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   if (version != "gemm") config.bad("version", "is " + in_quotes(version) + " (gemm is read)");
   if (!config.boolean("zero_point", true)) config.bad("zero_point", "is false (weights with zero points are read)");
-  const int64_t group = group_size(config);
-  if (const GroupInts* found = group_ints(4, group == -1 ? kWholeRow : group)) return *found;
-  config.bad("group_size", "is " + std::to_string(group) + " (must be -1, 32, 64, ... or 1024)");
+  return group_format(config, 4);
 }
 
 // Words of eight outputs of one input each into words of eight inputs of one output each.
@@ -46,19 +36,19 @@ void find(const Config& config, QuantizedModules& modules) {
   constexpr std::string_view kEnd = ".qweight";
   for (const TensorInfo& codes : modules.files().tensors()) {
     if (!codes.name.ends_with(kEnd)) continue;
-    PackedLayer layer{.module = codes.name.substr(0, codes.name.size() - kEnd.size()), .codes = &codes};
+    GroupLayer layer{.module = codes.name.substr(0, codes.name.size() - kEnd.size()), .codes = &codes};
     if (codes.type != "i32" || codes.shape.size() != 2) modules.bad(codes, "is no matrix of I32 words");
     layer.in = codes.shape[0];
     const int64_t out_words = codes.shape[1];
     layer.out = out_words * 8;
     layer.scales = &modules.take_floats(layer.module + ".scales", codes, {-1, layer.out});
     layer.groups = layer.scales->shape[0];
-    layer.zeros = &modules.take(layer.module + ".qzeros", codes, "i32", {layer.groups, out_words});
+    const TensorInfo& zeros = modules.take(layer.module + ".qzeros", codes, "i32", {layer.groups, out_words});
     const int64_t group = group_size(config) == -1 ? layer.in : group_size(config);
-    if (layer.in == 0 || layer.in > kMostInputs || layer.out == 0 || layer.groups == 0 || group * layer.groups != layer.in) {
+    if (group * layer.groups != layer.in) {
       modules.bad(*layer.scales, "has " + std::to_string(layer.groups) + " groups for " + std::to_string(layer.in) + " inputs (they must be groups of " + std::to_string(group) + ", the group_size)");
     }
-    layer.zero_place.assign(std::begin(kPlace), std::end(kPlace));
+    layer.read_groups = transposed_groups(layer, zeros, 0, {std::begin(kPlace), std::end(kPlace)}, modules.files());
     modules.use(codes);
     layer.read_codes = [&files = modules.files(), &codes, in = layer.in, out_words](int64_t begin, int64_t end, uint32_t* words) {
       const int64_t first = begin / 8, width = (end - begin) / 8, row_words = in / 8;
@@ -68,7 +58,7 @@ void find(const Config& config, QuantizedModules& modules) {
         for (int64_t i = 0; i < row_words; ++i) turn(as_stored.data() + i * 8 * width + w, width, words + w * 8 * row_words + i, row_words);
       }
     };
-    add_packed_layer(std::move(layer), modules);
+    add_group_layer(std::move(layer), modules);
   }
 }
 

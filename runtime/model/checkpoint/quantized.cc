@@ -12,7 +12,7 @@
 namespace tandem {
 namespace {
 
-constexpr const QuantizedMethod* kMethods[] = {&kBitsandbytes, &kGptq, &kAwq, &kFp8, &kFbgemmFp8};
+constexpr const QuantizedMethod* kMethods[] = {&kBitsandbytes, &kGptq, &kAwq, &kFp8, &kFbgemmFp8, &kCompressedTensors};
 
 std::string shown(const std::vector<int64_t>& shape) {
   std::string text = "[";

@@ -61,7 +61,7 @@ struct QuantizedMethod {
   const Format& (*declared)(const Config& config);
   void (*find)(const Config& config, QuantizedModules& modules);
 };
-extern const QuantizedMethod kBitsandbytes, kGptq, kAwq, kFp8, kFbgemmFp8;  // in files of their names
+extern const QuantizedMethod kBitsandbytes, kGptq, kAwq, kFp8, kFbgemmFp8, kCompressedTensors;  // in files of their names
 
 // fp8.cc: a module whose weight is in E4M3; nothing when it is not.
 void add_fp8_module(const TensorInfo& codes, QuantizedModules& modules);

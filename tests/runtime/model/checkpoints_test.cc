@@ -74,6 +74,8 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"gptq/llama-4bit-v1", "gptq/llama-4bit-v1"}, Case{"gptq/llama-mixed-v2", "gptq/llama-mixed-v2"},
                                            Case{"awq/llama-gemm", "awq/llama-gemm"},
                                            Case{"fp8/llama-blocks", "fp8/llama-blocks"}, Case{"fp8/llama-tensors", "fp8/llama-tensors"},
+                                           Case{"fp8/llama-channels", "fp8/llama-channels"}, Case{"ct/llama-packed", "ct/llama-packed"},
+                                           Case{"ct/llama-int8", "ct/llama-int8"},
                                            // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
                                            Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"},

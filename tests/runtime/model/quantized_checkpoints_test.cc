@@ -144,6 +144,20 @@ const std::vector<Wrong>& wrongs() {
       {"Fp8BlockSize", "fp8/llama-blocks", config("weight_block_size", json{64, 128}), {"weight_block_size", "[128, 128]"}},
       {"Fp8Flat", "fp8/llama-blocks", retype(kDown + ".weight", "F8_E4M3", {48 * 136}, 48 * 136), {kDown + ".weight", "1 dimensions"}},
       {"Fp8OtherShape", "fp8/llama-tensors", retype(kDown + ".weight", "F8_E4M3", {64, 95}, 64 * 95), {kDown + ".weight", "[64, 95]", "[64, 96]"}},
+      {"CtFormat", "ct/llama-packed", config("format", "nvfp4-pack-quantized"), {"quantization_config.format", "nvfp4"}},
+      {"CtGroups", "ct/llama-packed", config("config_groups", json::object()), {"config_groups", "empty"}},
+      {"CtBits", "ct/llama-packed", [](Folder& f) { f.quantization()["config_groups"]["group_0"]["weights"]["num_bits"] = 3; }, {"config_groups.group_0.weights.num_bits", "3"}},
+      {"CtStrategy", "ct/llama-packed", [](Folder& f) { f.quantization()["config_groups"]["group_0"]["weights"]["strategy"] = "tensor_group"; }, {"group_0.weights", "tensor_group"}},
+      {"CtNoShape", "ct/llama-packed", drop(kDown + ".weight_shape"), {kDown + ".weight_packed", ".weight_shape"}},
+      {"CtShape", "ct/llama-packed", [](Folder& f) { f.tensors.at(kDown + ".weight_shape").bytes[8] = std::byte{95}; }, {kDown + ".weight_shape", "[64, 95]"}},
+      {"CtShapeHuge", "ct/llama-packed", [](Folder& f) { f.tensors.at(kDown + ".weight_shape").bytes[14] = std::byte{95}; }, {kDown + ".weight_shape", "[64, "}},
+      {"CtNoScale", "ct/llama-packed", drop(kDown + ".weight_scale"), {kDown + ".weight_packed", ".weight_scale"}},
+      {"CtScaleShape", "ct/llama-packed", retype(kDown + ".weight_scale", "BF16", {64, 5}, 640), {kDown + ".weight_scale", "5 groups for 96 inputs"}},
+      {"CtScaleRows", "ct/llama-packed", retype(kDown + ".weight_scale", "BF16", {63, 3}, 378), {kDown + ".weight_scale", "[63, 3]"}},
+      {"CtZeros", "ct/llama-packed", retype("model.layers.0.self_attn.q_proj.weight_zero_point", "I32", {7, 2}, 56), {"q_proj.weight_zero_point", "[7, 2]", "[8, 2]"}},
+      {"CtIndex", "ct/llama-packed", [](Folder& f) { f.tensors.at("model.layers.0.mlp.up_proj.weight_g_idx").bytes[4] = std::byte{2}; }, {"up_proj.weight_g_idx", "group 2"}},
+      {"CtInt8NoScale", "ct/llama-int8", drop(kDown + ".weight_scale"), {kDown + ".weight", ".weight_scale"}},
+      {"CtInt8Flat", "ct/llama-int8", retype(kDown + ".weight", "I8", {6144}, 6144), {kDown + ".weight", "1 dimensions"}},
       {"WeightTwice", "awq/llama-gemm", [](Folder& f) { f.tensors[kDown + ".weight"] = f.tensors.at(kDown + ".scales"); }, {kDown + ".weight", "quantized and not quantized"}},
   };
   return list;
@@ -192,7 +206,7 @@ TEST(Quantized, GroupsAndActOrder) {
   const std::map<std::string, std::string> expected = {{"self_attn.q_proj", "int4:row"}, {"self_attn.k_proj", "fp16"}, {"mlp.up_proj", "int8_group:32"}, {"mlp.down_proj", "fp16"}};
   for (const auto& [module, format] : expected) EXPECT_EQ(checkpoint.tensors->find("model.layers.0." + module + ".weight")->type, format) << module;
   // Any range gives the bytes that reading everything gives, wherever it begins and ends.
-  for (const char* model : {"gptq/llama-mixed-v2", "gptq/llama-4bit-v1", "awq/llama-gemm", "bnb/mixed"}) {
+  for (const char* model : {"gptq/llama-mixed-v2", "gptq/llama-4bit-v1", "awq/llama-gemm", "bnb/mixed", "ct/llama-packed", "ct/llama-int8", "fp8/llama-channels"}) {
     const Checkpoint other = open_checkpoint(fixture(model));
     for (const TensorInfo& tensor : other.tensors->tensors()) {
       std::vector<std::byte> whole(tensor.bytes), part(tensor.bytes);
@@ -210,7 +224,7 @@ TEST(Quantized, GroupsAndActOrder) {
 
 // A config.json alone plans as its weights would lie.
 TEST(Quantized, ConfigAloneSaysTheFormat) {
-  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "awq/llama-gemm", "fp8/llama-tensors"}) {
+  for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "awq/llama-gemm", "fp8/llama-tensors", "ct/llama-int8"}) {
     const TemporaryDirectory to;
     const std::string alone = to.write("config.json", Folder(model).config.dump());
     const Blueprint with = make_blueprint(fixture(model), {}, {}), without = make_blueprint(alone, {}, {});

@@ -54,7 +54,7 @@ std::vector<Split> splits() {
       }
     }
   }
-  for (const char* model : {"bnb/mixed", "bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "gptq/llama-mixed-v2", "awq/llama-gemm", "fp8/llama-blocks", "fp8/llama-tensors"}) {
+  for (const char* model : {"bnb/mixed", "bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "gptq/llama-mixed-v2", "awq/llama-gemm", "fp8/llama-blocks", "fp8/llama-tensors", "fp8/llama-channels", "ct/llama-packed", "ct/llama-int8"}) {
     for (const auto& [pp, tp] : {std::pair{2, 1}, {1, 2}, {2, 2}}) all.push_back({model, pp, 1, tp});
   }
   return all;
@@ -93,7 +93,8 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Sharded,
                                            Split{"mixtral-tiny", 1, 2, 2}, Split{"mixtral-tiny", 2, 2, 2}, Split{"mixtral-top3", 1, 4, 1},
                                            Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}, Split{"bnb/mixed", 2, 1, 1, 96}, Split{"int8/llama-int8", 2, 1, 1, 96},
                                            Split{"int8/llama-int8", 1, 1, 2, 96}, Split{"gptq/llama-4bit-v1", 2, 1, 1, 96}, Split{"gptq/llama-4bit-v1", 1, 1, 2, 96},
-                                           Split{"gptq/llama-mixed-v2", 1, 1, 2, 96}, Split{"awq/llama-gemm", 2, 1, 2, 96}, Split{"fp8/llama-tensors", 1, 1, 2, 96}, Split{"fp8/llama-blocks", 2, 1, 1, 96}),
+                                           Split{"gptq/llama-mixed-v2", 1, 1, 2, 96}, Split{"awq/llama-gemm", 2, 1, 2, 96}, Split{"fp8/llama-tensors", 1, 1, 2, 96}, Split{"fp8/llama-blocks", 2, 1, 1, 96}, Split{"fp8/llama-channels", 1, 1, 2, 96},
+                                           Split{"ct/llama-packed", 1, 1, 2, 96}, Split{"ct/llama-int8", 2, 1, 2, 96}),
                          [](const auto& info) {
                            std::string name = info.param.model;
                            for (char& c : name) {
