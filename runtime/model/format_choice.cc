@@ -50,6 +50,12 @@ bool matches(const std::string& name, const std::string& module) {
   return dotted.find("." + module + ".") != std::string::npos;
 }
 
+// As the format of a whole model these quantize every parameter; the others what transformers and bitsandbytes replace.
+bool takes_every_parameter(const Format& format) {
+  constexpr std::string_view kNames[] = {"absmax", "absmax_row", "zeropoint", "minmax"};
+  return std::find(std::begin(kNames), std::end(kNames), format.name()) != std::end(kNames);
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -78,6 +84,16 @@ void check_shape(const WeightRow& row, const Origin& origin, const TensorInfo& t
   if (!same) bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (config.json says " + shape_text(wanted) + ")");
 }
 
+bool all_zero(const TensorSource& source, const TensorInfo& tensor) {
+  std::vector<std::byte> piece(std::min<uint64_t>(tensor.bytes, 1 << 20));
+  for (uint64_t at = 0; at < tensor.bytes; at += piece.size()) {
+    piece.resize(std::min<uint64_t>(piece.size(), tensor.bytes - at));
+    source.read(tensor, {at, at + piece.size()}, piece.data());
+    if (std::any_of(piece.begin(), piece.end(), [](std::byte b) { return b != std::byte{0}; })) return false;
+  }
+  return true;
+}
+
 // What the file holds besides, where leaving it out would change answers: layers and biases that the config does not speak of.
 void check_unused(const Model& model, const Checkpoint& checkpoint, const std::set<std::string_view>& used) {
   const bool gguf = checkpoint.dialect == Dialect::gguf;
@@ -92,7 +108,8 @@ void check_unused(const Model& model, const Checkpoint& checkpoint, const std::s
                              std::to_string(model.shape.layers - 1) + ")");
       }
     }
-    if (tensor.name.ends_with("_proj.bias") || (gguf && tensor.name.ends_with(".bias"))) {
+    const bool bias = tensor.name.ends_with("_proj.bias") || (gguf && tensor.name.ends_with(".bias"));
+    if (bias && !all_zero(*checkpoint.tensors, tensor)) {  // AutoGPTQ writes zeros for biases that a model does not have
       bad_input(where, "is a bias, and this " + std::string(model.family()) + " model has none there (attention_bias or mlp_bias in config.json, or another family)");
     }
   }
@@ -148,7 +165,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
     }
     const Format* held = stored;
     const bool vector = row.role == Role::norm || row.role == Role::bias;
-    if (rules.all && quantizable) held = rules.all;
+    if (rules.all && (quantizable || takes_every_parameter(*rules.all))) held = rules.all;
     for (size_t i = 0; i < rules.modules.size(); ++i) {
       if (!matches(row.name, rules.modules[i].module)) continue;
       used[i] = true;

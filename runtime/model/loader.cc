@@ -121,13 +121,12 @@ LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle&
     bad_input(blueprint.checkpoint.path, "holds no weights (a directory with safetensors or a .gguf file is needed to run)");
   }
   const int64_t rows = row.rows.size(), cols = row.cols.size();
-  const bool vector = row.role == Role::norm || row.role == Role::bias;
   const auto ranges = held.ranges(rows, cols, part);
   LoadedSlice slice;
   // What has to be read for the statistics of the part to be those of the whole matrix.
   Rectangle read = part;
-  if (!vector && held.reach() != Reach::block) read.col_begin = 0, read.col_end = cols;
-  if (!vector && held.reach() == Reach::whole) read.row_begin = 0, read.row_end = rows;
+  if (held.reach() != Reach::block) read.col_begin = 0, read.col_end = cols;
+  if (held.reach() == Reach::whole) read.row_begin = 0, read.row_end = rows;
   const bool as_read = read.rows() == part.rows() && read.cols() == part.cols();
   if (&stored == &held) {
     slice.bytes = std::move(buffer);

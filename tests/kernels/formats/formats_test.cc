@@ -200,6 +200,29 @@ TEST(Formats, Fp8EqualsTorch) {
   for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(float_to_e4m3(values[i]), static_cast<uint8_t>(expected[i])) << values[i];
 }
 
+TEST(Formats, AbsmaxAndItsKinEqualTheirFormulas) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/absmax/cases.safetensors");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6), input = key.substr(0, key.find('.'));
+    const Stored s = quantize(format(key.substr(key.find('.') + 1)), tensors.at(input).as<float>(), codes.shape[0], codes.shape[1]);
+    EXPECT_EQ(s.bytes[0], codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".scale").bytes);
+    if (s.bytes.size() > 2) {
+      EXPECT_EQ(s.bytes[2], tensors.at(key + ".zero").bytes);
+    }
+    EXPECT_EQ(dequantize(s.view), tensors.at(key + ".values").as<float>());
+    ++compared;
+  }
+  EXPECT_EQ(compared, 24);
+  for (const char* name : {"absmax", "absmax_row", "zeropoint", "minmax"}) {  // zeros stay zeros
+    const std::vector<float> zeros(15, 0.0f);
+    EXPECT_EQ(dequantize(quantize(format(name), zeros, 3, 5).view), zeros) << name;
+  }
+}
+
 TEST(Formats, Int4EqualsQuanto) {
   const auto tensors = read_safetensors(TANDEM_FIXTURES "/int4/cases.safetensors");
   int compared = 0;

@@ -79,7 +79,8 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
                                            Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"},
-                                           Case{"llama-tiny", "fp8/llama-tiny-on-load", "fp8"}),
+                                           Case{"llama-tiny", "fp8/llama-tiny-on-load", "fp8"}, Case{"llama-tiny", "absmax/llama-tiny-absmax", "absmax"},
+                                           Case{"llama-tiny", "absmax/llama-tiny-zeropoint", "zeropoint"}),
                          [](const auto& info) {
                            std::string name = info.param.model + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");
                            for (char& c : name) {

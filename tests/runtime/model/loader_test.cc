@@ -57,7 +57,7 @@ TEST(Loader, PiecesAndSlicesHaveTheBytesOfTheWhole) {
   const testing::TemporaryDirectory to;
   const std::string path = write_model(to);
   const Blueprint plain = make_blueprint(path, {}, {});
-  for (const std::string name : {"nf4", "nf4_dq", "fp4:128", "int8", "fp16", "int4", "int8_group:row", "fp8", "fp8_tensor", "fp8:128"}) {
+  for (const std::string name : {"nf4", "nf4_dq", "fp4:128", "int8", "fp16", "int4", "int8_group:row", "fp8", "fp8_tensor", "fp8:128", "absmax", "absmax_row", "minmax"}) {
     for (const std::string module : {"gate_proj", "down_proj"}) {
       if (module == "down_proj" && (name.starts_with("int4") || name.starts_with("int8_group"))) continue;  // rows of a prime length
       const Blueprint blueprint = make_blueprint(path, {module + "=" + name}, {});

@@ -222,6 +222,17 @@ TEST(Quantized, GroupsAndActOrder) {
   }
 }
 
+// AutoGPTQ writes biases of zeros where a model has none: they change nothing. Others would.
+TEST(Quantized, BiasesOfZeros) {
+  Folder folder("gptq/llama-4bit-v1");
+  test::Tensor& bias = folder.tensors[kDown + ".bias"];
+  bias.dtype = "F16", bias.shape = {64}, bias.bytes.resize(128);
+  const TemporaryDirectory zeros, others;
+  EXPECT_NO_THROW(make_blueprint(folder.write(zeros), {}, {}));
+  bias.bytes[5] = std::byte{0x3c};
+  EXPECT_THROW(make_blueprint(folder.write(others), {}, {}), Error);
+}
+
 // A config.json alone plans as its weights would lie.
 TEST(Quantized, ConfigAloneSaysTheFormat) {
   for (const char* model : {"bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "awq/llama-gemm", "fp8/llama-tensors", "ct/llama-int8"}) {
