@@ -62,7 +62,9 @@ struct GroupHeader {
   uint8_t padding[56];
 };
 static_assert(sizeof(GroupHeader) == 64);
-constexpr int64_t group_bytes(int bits, int64_t group) { return group * kTile * bits / 8 + 2 * kTile * static_cast<int64_t>(sizeof(float)); }
+constexpr int64_t group_bytes(int bits, int64_t group) {
+  return group * kTile * bits / 8 + 2 * kTile * static_cast<int64_t>(sizeof(float));
+}
 
 // At the start of a matrix of fp8.
 struct Fp8Header {
@@ -71,7 +73,9 @@ struct Fp8Header {
 };
 static_assert(sizeof(Fp8Header) == 64);
 constexpr int kAllColumns = 62;
-inline int64_t fp8_scale_bytes(int shift, int64_t cols) { return (((cols - 1) >> shift) + 1) * kTile * static_cast<int64_t>(sizeof(float)); }
+inline int64_t fp8_scale_bytes(int shift, int64_t cols) {
+  return (((cols - 1) >> shift) + 1) * kTile * static_cast<int64_t>(sizeof(float));
+}
 
 // resident, pack and row of each layout, as LinearKernel wants them.
 struct Layout {

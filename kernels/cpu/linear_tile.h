@@ -557,7 +557,9 @@ LINEAR_FLATTEN void multiply_group_fp32(const std::byte* resident, int64_t rows,
         if constexpr (kBits == 4) {
           nibbles_fp32(at + b, k, sums, values, value);
         } else {
-          bytes_fp32(k, sums, [&](int j) { return load_i(at + b + j * 64); }, [&](F top) { return value(fma(top, splat(&kFromTop), splat(&kHalfOfCodes))); });
+          bytes_fp32(
+              k, sums, [&](int j) { return load_i(at + b + j * 64); },
+              [&](F top) { return value(fma(top, splat(&kFromTop), splat(&kHalfOfCodes))); });
         }
         sums.fold();
       }
@@ -683,34 +685,34 @@ inline LinearKernel entry(const char* name, std::string_view format, Activations
                           decltype(LinearKernel::multiply) multiply) {
   return {name, format, activations, kTile, layout.resident, layout.pack, multiply, layout.row};
 }
-#define TANDEM_KERNELS(isa)                                                                             \
-  {                                                                                                     \
-    entry("q4_0_int8_" isa, "q4_0", Activations::int8, kQ40Layout, multiply_int8<Q40Kernel>),           \
-        entry("q4_1_int8_" isa, "q4_1", Activations::int8, kQ41Layout, multiply_int8<Q41Kernel>),       \
-        entry("q8_0_int8_" isa, "q8_0", Activations::int8, kQ80Layout, multiply_int8<Q80Kernel>),       \
-        entry("q4_k_int8_" isa, "q4_k", Activations::int8, kQ4kLayout, multiply_int8<Q4kKernel>),       \
-        entry("q6_k_int8_" isa, "q6_k", Activations::int8, kQ6kLayout, multiply_int8<Q6kKernel>),       \
-        entry("q4_0_fp32_" isa, "q4_0", Activations::fp32, kQ40Layout, multiply_fp32<Q40Kernel>),       \
-        entry("q4_1_fp32_" isa, "q4_1", Activations::fp32, kQ41Layout, multiply_fp32<Q41Kernel>),       \
-        entry("q8_0_fp32_" isa, "q8_0", Activations::fp32, kQ80Layout, multiply_fp32<Q80Kernel>),       \
-        entry("q4_k_fp32_" isa, "q4_k", Activations::fp32, kQ4kLayout, multiply_fp32<Q4kKernel>),       \
-        entry("q6_k_fp32_" isa, "q6_k", Activations::fp32, kQ6kLayout, multiply_fp32<Q6kKernel>),       \
-        entry("fp32_fp32_" isa, "fp32", Activations::fp32, kFp32Layout, multiply_dense<DenseFp32>),     \
-        entry("bf16_fp32_" isa, "bf16", Activations::fp32, kBf16Layout, multiply_dense<DenseBf16>),     \
-        entry("fp16_fp32_" isa, "fp16", Activations::fp32, kFp16Layout, multiply_dense<DenseFp16>),     \
-        entry("int8_int8_" isa, "int8", Activations::int8, kInt8Layout, multiply_rows_int8),            \
-        entry("int4_int8_" isa, "int4", Activations::int8, kInt4GroupLayout, multiply_group_int8<4>),   \
-        entry("int4_fp32_" isa, "int4", Activations::fp32, kInt4GroupLayout, multiply_group_fp32<4>),   \
+#define TANDEM_KERNELS(isa)                                                                                       \
+  {                                                                                                               \
+    entry("q4_0_int8_" isa, "q4_0", Activations::int8, kQ40Layout, multiply_int8<Q40Kernel>),                     \
+        entry("q4_1_int8_" isa, "q4_1", Activations::int8, kQ41Layout, multiply_int8<Q41Kernel>),                 \
+        entry("q8_0_int8_" isa, "q8_0", Activations::int8, kQ80Layout, multiply_int8<Q80Kernel>),                 \
+        entry("q4_k_int8_" isa, "q4_k", Activations::int8, kQ4kLayout, multiply_int8<Q4kKernel>),                 \
+        entry("q6_k_int8_" isa, "q6_k", Activations::int8, kQ6kLayout, multiply_int8<Q6kKernel>),                 \
+        entry("q4_0_fp32_" isa, "q4_0", Activations::fp32, kQ40Layout, multiply_fp32<Q40Kernel>),                 \
+        entry("q4_1_fp32_" isa, "q4_1", Activations::fp32, kQ41Layout, multiply_fp32<Q41Kernel>),                 \
+        entry("q8_0_fp32_" isa, "q8_0", Activations::fp32, kQ80Layout, multiply_fp32<Q80Kernel>),                 \
+        entry("q4_k_fp32_" isa, "q4_k", Activations::fp32, kQ4kLayout, multiply_fp32<Q4kKernel>),                 \
+        entry("q6_k_fp32_" isa, "q6_k", Activations::fp32, kQ6kLayout, multiply_fp32<Q6kKernel>),                 \
+        entry("fp32_fp32_" isa, "fp32", Activations::fp32, kFp32Layout, multiply_dense<DenseFp32>),               \
+        entry("bf16_fp32_" isa, "bf16", Activations::fp32, kBf16Layout, multiply_dense<DenseBf16>),               \
+        entry("fp16_fp32_" isa, "fp16", Activations::fp32, kFp16Layout, multiply_dense<DenseFp16>),               \
+        entry("int8_int8_" isa, "int8", Activations::int8, kInt8Layout, multiply_rows_int8),                      \
+        entry("int4_int8_" isa, "int4", Activations::int8, kInt4GroupLayout, multiply_group_int8<4>),             \
+        entry("int4_fp32_" isa, "int4", Activations::fp32, kInt4GroupLayout, multiply_group_fp32<4>),             \
         entry("int8_group_int8_" isa, "int8_group", Activations::int8, kInt8GroupLayout, multiply_group_int8<8>), \
         entry("int8_group_fp32_" isa, "int8_group", Activations::fp32, kInt8GroupLayout, multiply_group_fp32<8>), \
-        entry("fp8_fp32_" isa, "fp8", Activations::fp32, kFp8Layout, multiply_fp8),                     \
-        entry("fp8_tensor_fp32_" isa, "fp8_tensor", Activations::fp32, kFp8Layout, multiply_fp8),       \
-        entry("int8_fp32_" isa, "int8", Activations::fp32, kInt8Layout, multiply_rows_fp32),            \
-        entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
-        entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
-        entry("nf4_dq_fp32_" isa, "nf4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>), \
-        entry("fp4_dq_fp32_" isa, "fp4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>), \
-        entry("any_fp32_" isa, "", Activations::fp32, kWidenedLayout, multiply_dense<DenseFp32>)        \
+        entry("fp8_fp32_" isa, "fp8", Activations::fp32, kFp8Layout, multiply_fp8),                               \
+        entry("fp8_tensor_fp32_" isa, "fp8_tensor", Activations::fp32, kFp8Layout, multiply_fp8),                 \
+        entry("int8_fp32_" isa, "int8", Activations::fp32, kInt8Layout, multiply_rows_fp32),                      \
+        entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),               \
+        entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),               \
+        entry("nf4_dq_fp32_" isa, "nf4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>),           \
+        entry("fp4_dq_fp32_" isa, "fp4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>),           \
+        entry("any_fp32_" isa, "", Activations::fp32, kWidenedLayout, multiply_dense<DenseFp32>)                  \
   }
 template <size_t n>
 std::array<const LinearKernel*, n> pointers(const LinearKernel (&kernels)[n]) {

@@ -39,7 +39,8 @@ class Absmax final : public RowBlockFormat {
   std::vector<std::vector<ByteRange>> ranges(int64_t rows, int64_t cols, const Rectangle& part) const override {
     std::vector<std::vector<ByteRange>> list = RowBlockFormat::ranges(rows, cols, part);
     const bool some = part.rows() > 0 && part.cols() > 0, by_row = way_ == Way::absmax_row;
-    const auto begin = static_cast<uint64_t>(by_row ? part.row_begin : 0) * sizeof(float), end = static_cast<uint64_t>(by_row ? part.row_end : 1) * sizeof(float);
+    const auto begin = static_cast<uint64_t>(by_row ? part.row_begin : 0) * sizeof(float),
+               end = static_cast<uint64_t>(by_row ? part.row_end : 1) * sizeof(float);
     list.push_back(some ? std::vector<ByteRange>{{begin, end}} : std::vector<ByteRange>{});
     if (has_zero()) list.push_back(some ? std::vector<ByteRange>{{0, sizeof(float)}} : std::vector<ByteRange>{});
     return list;
@@ -53,7 +54,9 @@ class Absmax final : public RowBlockFormat {
       for (int64_t i = 0; i < count; ++i) low = std::min(low, x[i]), high = std::max(high, x[i]);
       const float range = high - low == 0 ? 1.0f : high - low, most = std::max(high, -low);
       const float scale = has_zero() ? 1.0f / range * 255.0f : 1.0f / most * 127.0f;
-      const float zero = way_ == Way::zeropoint ? std::nearbyint(-scale * low - 128.0f) : way_ == Way::minmax ? -(128.0f * high + 127.0f * low) / range : 0.0f;
+      const float zero = way_ == Way::zeropoint ? std::nearbyint(-scale * low - 128.0f)
+                         : way_ == Way::minmax  ? -(128.0f * high + 127.0f * low) / range
+                                                : 0.0f;
       auto* codes = reinterpret_cast<int8_t*>(out[kCodes]) + p * count;
       for (int64_t i = 0; i < count; ++i) {
         const float product = scale * x[i], code = std::nearbyint(has_zero() ? product + zero : product);
@@ -78,7 +81,8 @@ class Absmax final : public RowBlockFormat {
   Way way_;
 };
 
-const Absmax kFormats[] = {{"absmax", Way::absmax}, {"absmax_row", Way::absmax_row}, {"zeropoint", Way::zeropoint}, {"minmax", Way::minmax}};
+const Absmax kFormats[] = {
+    {"absmax", Way::absmax}, {"absmax_row", Way::absmax_row}, {"zeropoint", Way::zeropoint}, {"minmax", Way::minmax}};
 constexpr const Format* kList[] = {&kFormats[0], &kFormats[1], &kFormats[2], &kFormats[3]};
 
 }  // namespace

@@ -11,7 +11,9 @@ namespace tandem {
 std::span<const Format* const> formats() {
   static const std::vector<const Format*> all = [] {
     std::vector<const Format*> list;
-    for (const auto& some : {dense_formats(), four_bit_formats(), int8_formats(), group_int_formats(), fp8_formats(), absmax_formats(), gguf_block_formats()}) list.insert(list.end(), some.begin(), some.end());
+    for (const auto& some :
+         {dense_formats(), four_bit_formats(), int8_formats(), group_int_formats(), fp8_formats(), absmax_formats(), gguf_block_formats()})
+      list.insert(list.end(), some.begin(), some.end());
     return list;
   }();
   return all;

@@ -38,12 +38,15 @@ uint8_t float_to_e4m3(float value) {
   return sign | static_cast<uint8_t>((rounded >> 20) - ((127 - 7) << 3));
 }
 
-const Format* Fp8::with_block(int64_t block) const { return scales_ == Fp8Scales::row && block == kFp8Block ? &fp8(Fp8Scales::block) : nullptr; }
+const Format* Fp8::with_block(int64_t block) const {
+  return scales_ == Fp8Scales::row && block == kFp8Block ? &fp8(Fp8Scales::block) : nullptr;
+}
 
 std::vector<Component> Fp8::components(int64_t rows, int64_t cols) const {
   const int64_t count = element_count(name_, rows, cols);
   const Shape shape = shape_of(scales_, rows, cols);
-  return {{"", DType::f8_e4m3, static_cast<uint64_t>(count), false}, {".weight_scale", DType::f32, static_cast<uint64_t>(shape.rows * shape.cols) * sizeof(float), true}};
+  return {{"", DType::f8_e4m3, static_cast<uint64_t>(count), false},
+          {".weight_scale", DType::f32, static_cast<uint64_t>(shape.rows * shape.cols) * sizeof(float), true}};
 }
 
 std::vector<std::vector<ByteRange>> Fp8::ranges(int64_t rows, int64_t cols, const Rectangle& part) const {
@@ -51,17 +54,24 @@ std::vector<std::vector<ByteRange>> Fp8::ranges(int64_t rows, int64_t cols, cons
   if (part.rows() <= 0 || part.cols() <= 0) return list;
   // A rectangle of an array [*, width] of elements of `size` bytes.
   const auto add = [&list](Part component, int64_t width, int64_t size, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end) {
-    const auto range = [&](int64_t from, int64_t to) { list[component].push_back({static_cast<uint64_t>(from * size), static_cast<uint64_t>(to * size)}); };
+    const auto range = [&](int64_t from, int64_t to) {
+      list[component].push_back({static_cast<uint64_t>(from * size), static_cast<uint64_t>(to * size)});
+    };
     if (begin == 0 && end == width) return range(row_begin * width, row_end * width);
     for (int64_t r = row_begin; r < row_end; ++r) range(r * width + begin, r * width + end);
   };
   add(kCodes, cols, 1, part.row_begin, part.row_end, part.col_begin, part.col_end);
   const int64_t width = shape_of(scales_, rows, cols).cols;
   switch (scales_) {
-    case Fp8Scales::tensor: add(kScale, width, sizeof(float), 0, 1, 0, 1); break;
-    case Fp8Scales::row: add(kScale, width, sizeof(float), part.row_begin, part.row_end, 0, 1); break;
+    case Fp8Scales::tensor:
+      add(kScale, width, sizeof(float), 0, 1, 0, 1);
+      break;
+    case Fp8Scales::row:
+      add(kScale, width, sizeof(float), part.row_begin, part.row_end, 0, 1);
+      break;
     case Fp8Scales::block:
-      add(kScale, width, sizeof(float), part.row_begin / kFp8Block, ceil_div(part.row_end, kFp8Block), part.col_begin / kFp8Block, ceil_div(part.col_end, kFp8Block));
+      add(kScale, width, sizeof(float), part.row_begin / kFp8Block, ceil_div(part.row_end, kFp8Block), part.col_begin / kFp8Block,
+          ceil_div(part.col_end, kFp8Block));
       break;
   }
   return list;
@@ -71,7 +81,10 @@ std::vector<std::vector<ByteRange>> Fp8::ranges(int64_t rows, int64_t cols, cons
 // tensors; where all is zero both are one.
 void Fp8::quantize(const float* source, int64_t rows, int64_t cols, std::span<std::byte* const> out) const {
   const Shape shape = shape_of(scales_, rows, cols);
-  const int64_t high = scales_ == Fp8Scales::tensor ? rows : scales_ == Fp8Scales::row ? 1 : kFp8Block, wide = scales_ == Fp8Scales::block ? kFp8Block : cols;
+  const int64_t high = scales_ == Fp8Scales::tensor ? rows
+                       : scales_ == Fp8Scales::row  ? 1
+                                                    : kFp8Block,
+                wide = scales_ == Fp8Scales::block ? kFp8Block : cols;
   auto* codes = reinterpret_cast<uint8_t*>(out[kCodes]);
   for (int64_t i = 0; i < shape.rows; ++i) {
     for (int64_t j = 0; j < shape.cols; ++j) {
@@ -90,7 +103,9 @@ void Fp8::quantize(const float* source, int64_t rows, int64_t cols, std::span<st
 }
 
 float Fp8::scale(const QuantizedView& matrix, int64_t row, int64_t col) const {
-  const int64_t index = scales_ == Fp8Scales::tensor ? 0 : scales_ == Fp8Scales::row ? row : row / kFp8Block * ceil_div(matrix.cols, kFp8Block) + col / kFp8Block;
+  const int64_t index = scales_ == Fp8Scales::tensor ? 0
+                        : scales_ == Fp8Scales::row  ? row
+                                                     : row / kFp8Block * ceil_div(matrix.cols, kFp8Block) + col / kFp8Block;
   float value;
   std::memcpy(&value, matrix.data[kScale] + index * static_cast<int64_t>(sizeof value), sizeof value);
   return value;

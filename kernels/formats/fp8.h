@@ -18,7 +18,9 @@ class Fp8 final : public Format {
   std::vector<Component> components(int64_t rows, int64_t cols) const override;
   Grain grain(int64_t, int64_t) const override { return scales_ == Fp8Scales::block ? Grain{kFp8Block, kFp8Block} : Grain{1, 1}; }
   std::vector<std::vector<ByteRange>> ranges(int64_t rows, int64_t cols, const Rectangle& part) const override;
-  Reach reach() const override { return scales_ == Fp8Scales::row ? Reach::row : scales_ == Fp8Scales::tensor ? Reach::whole : Reach::block; }
+  Reach reach() const override {
+    return scales_ == Fp8Scales::row ? Reach::row : scales_ == Fp8Scales::tensor ? Reach::whole : Reach::block;
+  }
   void quantize(const float* source, int64_t rows, int64_t cols, std::span<std::byte* const> out) const override;
   void dequantize(const QuantizedView& matrix, int64_t row, int64_t count, float* out) const override;
   DType dtype() const override { return DType::f8_e4m3; }

@@ -18,17 +18,22 @@ float load(const std::byte* from, int64_t index) {
   std::memcpy(&value, from + index * static_cast<int64_t>(sizeof value), sizeof value);
   return value;
 }
-void store(std::byte* to, int64_t index, float value) { std::memcpy(to + index * static_cast<int64_t>(sizeof value), &value, sizeof value); }
+void store(std::byte* to, int64_t index, float value) {
+  std::memcpy(to + index * static_cast<int64_t>(sizeof value), &value, sizeof value);
+}
 
 }  // namespace
 
 std::vector<Component> GroupInts::components(int64_t rows, int64_t cols) const {
   const int64_t count = element_count(name_, rows, cols), group = std::max<int64_t>(1, this->group(cols));
   if (cols % block() != 0) {
-    bad_input(name_, "cannot hold [" + std::to_string(rows) + ", " + std::to_string(cols) + "]: " + std::to_string(cols) + " is not a multiple of " + std::to_string(block()));
+    bad_input(name_, "cannot hold [" + std::to_string(rows) + ", " + std::to_string(cols) + "]: " + std::to_string(cols) +
+                         " is not a multiple of " + std::to_string(block()));
   }
   const uint64_t scales = static_cast<uint64_t>(rows * (cols / group)) * sizeof(float);
-  return {{"", DType::u8, static_cast<uint64_t>(count / 8 * bits_), false}, {".scale", DType::f32, scales, true}, {".shift", DType::f32, scales, true}};
+  return {{"", DType::u8, static_cast<uint64_t>(count / 8 * bits_), false},
+          {".scale", DType::f32, scales, true},
+          {".shift", DType::f32, scales, true}};
 }
 
 std::vector<std::vector<ByteRange>> GroupInts::ranges(int64_t, int64_t cols, const Rectangle& part) const {
@@ -36,13 +41,16 @@ std::vector<std::vector<ByteRange>> GroupInts::ranges(int64_t, int64_t cols, con
   if (part.rows() <= 0 || part.cols() <= 0) return list;
   // Bytes [begin, end) of every row of `row` bytes.
   const auto add = [&](size_t component, int64_t row, int64_t begin, int64_t end) {
-    const auto range = [&](int64_t from, int64_t to) { list[component].push_back({static_cast<uint64_t>(from), static_cast<uint64_t>(to)}); };
+    const auto range = [&](int64_t from, int64_t to) {
+      list[component].push_back({static_cast<uint64_t>(from), static_cast<uint64_t>(to)});
+    };
     if (begin == 0 && end == row) return range(part.row_begin * row, part.row_end * row);
     for (int64_t r = part.row_begin; r < part.row_end; ++r) range(r * row + begin, r * row + end);
   };
   add(kCodes, cols * bits_ / 8, part.col_begin * bits_ / 8, part.col_end * bits_ / 8);
   const int64_t group = this->group(cols), bytes = sizeof(float);
-  for (const Part scales : {kScale, kShift}) add(scales, cols / group * bytes, part.col_begin / group * bytes, (part.col_end + group - 1) / group * bytes);
+  for (const Part scales : {kScale, kShift})
+    add(scales, cols / group * bytes, part.col_begin / group * bytes, (part.col_end + group - 1) / group * bytes);
   return list;
 }
 
@@ -87,7 +95,8 @@ const GroupInts* group_ints(int bits, int64_t group) {
     std::vector<GroupInts> list;
     for (const int b : {4, 8}) {
       const std::string name = b == 4 ? "int4" : "int8_group";
-      for (int64_t size = 32; size <= 1024; size *= 2) list.emplace_back(size == kUsualGroup ? name : name + ":" + std::to_string(size), b, size);
+      for (int64_t size = 32; size <= 1024; size *= 2)
+        list.emplace_back(size == kUsualGroup ? name : name + ":" + std::to_string(size), b, size);
       list.emplace_back(name + ":row", b, kWholeRow);
     }
     return list;

@@ -1,12 +1,13 @@
 // bitsandbytes' int8 rows (Linear8bitLt's storage): one signed byte an element and SCB, the fp32 absmax of each row. Bytes and values are
 // those of bitsandbytes 0.50's default backend (int8_vectorwise_quant after rounding to fp16, int8_vectorwise_dequant), bit for bit.
+#include "kernels/formats/int8.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/error.h"
 #include "kernels/formats/blockwise.h"
-#include "kernels/formats/int8.h"
 
 namespace tandem {
 namespace {
@@ -26,7 +27,8 @@ class Int8 final : public RowBlockFormat {
   std::vector<std::vector<ByteRange>> ranges(int64_t rows, int64_t cols, const Rectangle& part) const override {
     std::vector<std::vector<ByteRange>> list = RowBlockFormat::ranges(rows, cols, part);
     list.emplace_back();
-    if (part.rows() > 0) list[kRowMax].push_back({static_cast<uint64_t>(part.row_begin) * sizeof(float), static_cast<uint64_t>(part.row_end) * sizeof(float)});
+    if (part.rows() > 0)
+      list[kRowMax].push_back({static_cast<uint64_t>(part.row_begin) * sizeof(float), static_cast<uint64_t>(part.row_end) * sizeof(float)});
     return list;
   }
 

@@ -1,7 +1,7 @@
 // bitsandbytes' keys, as transformers saves them (bitsandbytes/functional.py, QuantState.as_dict). Four bits: M.weight holds the codes in
 // whatever type bnb_4bit_quant_storage named, M.weight.absmax, .quant_map, .nested_absmax, .nested_quant_map are tensors, and the rest is
-// JSON text in M.weight.quant_state.bitsandbytes__nf4 (or __fp4). Eight bits: M.weight is int8, M.SCB holds the absmax of its rows. The tensors say which modules are quantized and how; two modules of
-// one checkpoint may differ.
+// JSON text in M.weight.quant_state.bitsandbytes__nf4 (or __fp4). Eight bits: M.weight is int8, M.SCB holds the absmax of its rows. The
+// tensors say which modules are quantized and how; two modules of one checkpoint may differ.
 #include <bit>
 #include <cstring>
 
@@ -18,23 +18,28 @@ constexpr int64_t kLargestSide = int64_t{1} << 40;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void four_bit_module(const TensorInfo& described, QuantizedModules& modules) {
-  const std::string weight = described.name.substr(0, described.name.find(kState)), quant_type = described.name.substr(weight.size() + kState.size());
+  const std::string weight = described.name.substr(0, described.name.find(kState)),
+                    quant_type = described.name.substr(weight.size() + kState.size());
   const std::string module = weight.substr(0, weight.size() - std::string_view(".weight").size());
-  if (!weight.ends_with(".weight")) modules.bad(described, "describes no weight (its name must be MODULE.weight" + std::string(kState) + "nf4)");
-  if (described.type != "u8" || described.bytes > kStateLimit) modules.bad(described, "is no text of at most " + std::to_string(kStateLimit) + " bytes in a U8 tensor");
+  if (!weight.ends_with(".weight"))
+    modules.bad(described, "describes no weight (its name must be MODULE.weight" + std::string(kState) + "nf4)");
+  if (described.type != "u8" || described.bytes > kStateLimit)
+    modules.bad(described, "is no text of at most " + std::to_string(kStateLimit) + " bytes in a U8 tensor");
   modules.use(described);
   const std::vector<char> text = modules.values<char>(described);
   const std::string where = modules.files().file_name(described) + ": " + described.name;
   const Config state(parse_json({text.data(), text.size()}, where), where);
 
   const std::string type = state.text("quant_type");
-  if (type != quant_type || (type != "nf4" && type != "fp4")) state.bad("quant_type", "is " + type + " (must be nf4 or fp4, as the tensor's name says)");
+  if (type != quant_type || (type != "nf4" && type != "fp4"))
+    state.bad("quant_type", "is " + type + " (must be nf4 or fp4, as the tensor's name says)");
   const std::vector<int64_t> shape = state.integers("shape", 0, kLargestSide, 8);
   if (shape.size() != 2) state.bad("shape", "has " + std::to_string(shape.size()) + " dimensions (must be [out, in])");
   const bool nested = state.has("nested_blocksize");
   const Codebook book = type == "nf4" ? Codebook::nf4 : Codebook::fp4;
   const FourBit* format = four_bit(book, nested, state.integer("blocksize", 32, 4096));
-  if (format == nullptr) state.bad("blocksize", "is " + std::to_string(state.integer("blocksize", 32, 4096)) + " (must be a power of two, 32 to 4096)");
+  if (format == nullptr)
+    state.bad("blocksize", "is " + std::to_string(state.integer("blocksize", 32, 4096)) + " (must be a power of two, 32 to 4096)");
 
   const TensorInfo* codes = modules.files().find(weight);
   if (codes == nullptr) modules.bad(described, "has no " + weight + " beside it (which holds the codes)");
@@ -58,7 +63,8 @@ void int8_module(const TensorInfo& codes, QuantizedModules& modules) {
   if (codes.shape.size() != 2) modules.bad(codes, "has " + std::to_string(codes.shape.size()) + " dimensions (must be [out, in])");
   if (const TensorInfo* layout = modules.files().find(module + ".weight_format")) {
     if (layout->bytes != 1 || modules.values<uint8_t>(*layout)[0] != 0) {
-      modules.bad(*layout, "is of an older layout for one kind of GPU (must be 0, row by row: load and save the model with a newer bitsandbytes)");
+      modules.bad(*layout,
+                  "is of an older layout for one kind of GPU (must be 0, row by row: load and save the model with a newer bitsandbytes)");
     }
     modules.use(*layout);
   }

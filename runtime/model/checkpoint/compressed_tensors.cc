@@ -26,7 +26,8 @@ const Format& format_of(const Config& weights) {
     if (strategy == "tensor" || strategy == "channel") return *group_ints(static_cast<int>(bits), kWholeRow);
     if (strategy == "group") return group_format(weights, static_cast<int>(bits));
   }
-  weights.bad("num_bits", "is " + std::to_string(bits) + " of type " + type + " by " + strategy + " (4 and 8 bits of int by tensor, channel or group and 8 of float by tensor, channel or block are read)");
+  weights.bad("num_bits", "is " + std::to_string(bits) + " of type " + type + " by " + strategy +
+                              " (4 and 8 bits of int by tensor, channel or group and 8 of float by tensor, channel or block are read)");
 }
 
 const Format& declared(const Config& config) {
@@ -46,7 +47,8 @@ const Format& declared(const Config& config) {
 }
 
 // scale and zero of each output and group. Both are small beside the codes: read whole.
-std::function<GroupValues(int64_t, int64_t)> groups_of(const GroupLayer& layer, const TensorInfo* zeros, bool zeros_packed, const TensorSource& files) {
+std::function<GroupValues(int64_t, int64_t)> groups_of(const GroupLayer& layer, const TensorInfo* zeros, bool zeros_packed,
+                                                       const TensorSource& files) {
   return [&files, zeros, zeros_packed, scales = layer.scales, groups = layer.groups, bits = layer.bits](int64_t begin, int64_t end) {
     const int64_t count = (end - begin) * groups, per = 32 / bits;
     GroupValues values;
@@ -60,12 +62,15 @@ std::function<GroupValues(int64_t, int64_t)> groups_of(const GroupLayer& layer, 
       files.read(*zeros, {0, zeros->bytes}, words.data());
       for (int64_t i = 0; i < count; ++i) {
         const int64_t o = begin + i / groups;
-        values.zero[static_cast<size_t>(i)] = static_cast<float>(words[static_cast<size_t>(o / per * groups + i % groups)] >> (o % per * bits) & ((1u << bits) - 1));
+        values.zero[static_cast<size_t>(i)] =
+            static_cast<float>(words[static_cast<size_t>(o / per * groups + i % groups)] >> (o % per * bits) & ((1u << bits) - 1));
       }
     } else {
       std::vector<int8_t> numbers(zeros->bytes);
       files.read(*zeros, {0, zeros->bytes}, numbers.data());
-      for (int64_t i = 0; i < count; ++i) values.zero[static_cast<size_t>(i)] += static_cast<float>(numbers.size() == 1 ? numbers[0] : numbers[static_cast<size_t>(begin * groups + i)]);
+      for (int64_t i = 0; i < count; ++i)
+        values.zero[static_cast<size_t>(i)] +=
+            static_cast<float>(numbers.size() == 1 ? numbers[0] : numbers[static_cast<size_t>(begin * groups + i)]);
     }
     return values;
   };
@@ -89,18 +94,21 @@ void packed_module(const TensorInfo& codes, const std::string& module, Quantized
   const int64_t words = codes.shape[1];
   layer.bits = words * 8 == layer.in ? 4 : 8;
   if (layer.out != codes.shape[0] || layer.in < 1 || layer.in > kMostInputs || words * 32 != layer.in * layer.bits) {
-    modules.bad(shape, "is [" + std::to_string(layer.out) + ", " + std::to_string(layer.in) + "] (weight_packed has " + std::to_string(codes.shape[0]) + " rows of " +
-                           std::to_string(words) + " words: 4 or 8 bits a number, in whole words)");
+    modules.bad(shape, "is [" + std::to_string(layer.out) + ", " + std::to_string(layer.in) + "] (weight_packed has " +
+                           std::to_string(codes.shape[0]) + " rows of " + std::to_string(words) +
+                           " words: 4 or 8 bits a number, in whole words)");
   }
   take_scales(layer, modules);
   const TensorInfo* zeros = modules.files().find(module + ".weight_zero_point");
   const int64_t per = 32 / layer.bits;
   if (zeros != nullptr) zeros = &modules.take(zeros->name, codes, "i32", {(layer.out + per - 1) / per, layer.groups});
   layer.read_groups = groups_of(layer, zeros, true, modules.files());
-  layer.read_codes = [&files = modules.files(), &codes, row = static_cast<uint64_t>(words) * sizeof(uint32_t)](int64_t begin, int64_t end, uint32_t* out) {
+  layer.read_codes = [&files = modules.files(), &codes, row = static_cast<uint64_t>(words) * sizeof(uint32_t)](int64_t begin, int64_t end,
+                                                                                                               uint32_t* out) {
     files.read(codes, {static_cast<uint64_t>(begin) * row, static_cast<uint64_t>(end) * row}, out);
   };
-  if (const std::string index = module + ".weight_g_idx"; modules.files().find(index)) layer.group_of = read_group_index(index, layer, modules);
+  if (const std::string index = module + ".weight_g_idx"; modules.files().find(index))
+    layer.group_of = read_group_index(index, layer, modules);
   modules.use(codes);
   add_group_layer(std::move(layer), modules);
 }
@@ -129,7 +137,8 @@ void find(const Config& config, QuantizedModules& modules) {
   for (const TensorInfo& tensor : modules.files().tensors()) {
     add_fp8_module(tensor, modules);
     if (tensor.name.ends_with(kPacked)) packed_module(tensor, tensor.name.substr(0, tensor.name.size() - kPacked.size()), modules);
-    if (tensor.type == "i8" && tensor.name.ends_with(kWeight)) int8_module(tensor, tensor.name.substr(0, tensor.name.size() - kWeight.size()), modules);
+    if (tensor.type == "i8" && tensor.name.ends_with(kWeight))
+      int8_module(tensor, tensor.name.substr(0, tensor.name.size() - kWeight.size()), modules);
   }
 }
 

@@ -40,15 +40,20 @@ void find(const Config& config, QuantizedModules& modules) {
     const int64_t zero_words = zeros.shape[1];
     layer.bits = layer.out > 0 && zero_words * 8 == layer.out ? 4 : 8;
     if (layer.out == 0 || zero_words * 32 != layer.out * layer.bits || layer.out % 8 != 0) {
-      modules.bad(zeros, "has " + std::to_string(zero_words) + " words a group (must be 4 or 8 bits for each of " + std::to_string(layer.out) + " outputs)");
+      modules.bad(zeros, "has " + std::to_string(zero_words) + " words a group (must be 4 or 8 bits for each of " +
+                             std::to_string(layer.out) + " outputs)");
     }
     if (!by_module && layer.bits != config.integer("bits", 1, 32)) {
-      modules.bad(zeros, "holds " + std::to_string(layer.bits) + " bits an output (quantization_config.bits is " + std::to_string(config.integer("bits", 1, 32)) + ")");
+      modules.bad(zeros, "holds " + std::to_string(layer.bits) + " bits an output (quantization_config.bits is " +
+                             std::to_string(config.integer("bits", 1, 32)) + ")");
     }
     layer.in = codes.shape[0] * 32 / layer.bits;
-    const int64_t group = by_module ? layer.in / std::max<int64_t>(1, layer.groups) : group_size(config) == -1 ? layer.in : group_size(config);
+    const int64_t group = by_module                  ? layer.in / std::max<int64_t>(1, layer.groups)
+                          : group_size(config) == -1 ? layer.in
+                                                     : group_size(config);
     if (group * layer.groups != layer.in) {
-      modules.bad(*layer.scales, "has " + std::to_string(layer.groups) + " groups for " + std::to_string(layer.in) + " inputs (they must be groups of " + std::to_string(group) + ", the group_size)");
+      modules.bad(*layer.scales, "has " + std::to_string(layer.groups) + " groups for " + std::to_string(layer.in) +
+                                     " inputs (they must be groups of " + std::to_string(group) + ", the group_size)");
     }
     std::vector<uint8_t> place;
     for (int i = 0; i < 32 / layer.bits; ++i) place.push_back(static_cast<uint8_t>(i));
@@ -67,7 +72,8 @@ void find(const Config& config, QuantizedModules& modules) {
         }
       }
     };
-    if (const std::string index = layer.module + ".g_idx"; modules.files().find(index)) layer.group_of = read_group_index(index, layer, modules);
+    if (const std::string index = layer.module + ".g_idx"; modules.files().find(index))
+      layer.group_of = read_group_index(index, layer, modules);
     add_group_layer(std::move(layer), modules);
   }
 }

@@ -1,5 +1,5 @@
-// What GPTQ's, AWQ's and compressed-tensors' integers have in common: codes of 4 or 8 bits with a scale and a zero for each group of inputs.
-// They differ in how these lie in the file; here they become int4.h's groups, put in order when they are read. Memory is a few
+// What GPTQ's, AWQ's and compressed-tensors' integers have in common: codes of 4 or 8 bits with a scale and a zero for each group of
+// inputs. They differ in how these lie in the file; here they become int4.h's groups, put in order when they are read. Memory is a few
 // megabytes whatever the tensor's size.
 #pragma once
 #include <cstdint>
@@ -42,12 +42,15 @@ int64_t group_size(const Config& config);
 // The format for it. Errors: a size that is not read.
 const Format& group_format(const Config& config, int bits);
 
-// GPTQ's and AWQ's scales [groups, out] and zeros, words [groups, out * bits / 32] that hold output o at place[o % (32 / bits)]; `offset` is
-// added to a stored zero.
-std::function<GroupValues(int64_t, int64_t)> transposed_groups(const GroupLayer& layer, const TensorInfo& zeros, int offset, std::vector<uint8_t> place, const TensorSource& files);
+// GPTQ's and AWQ's scales [groups, out] and zeros, words [groups, out * bits / 32] that hold output o at place[o % (32 / bits)]; `offset`
+// is added to a stored zero.
+std::function<GroupValues(int64_t, int64_t)> transposed_groups(const GroupLayer& layer, const TensorInfo& zeros, int offset,
+                                                               std::vector<uint8_t> place, const TensorSource& files);
 
 // Columns [begin, end) of a tensor [rows, columns] of elements of `size` bytes, row after row.
-void read_columns(const TensorSource& files, const TensorInfo& tensor, int64_t columns, int64_t begin, int64_t end, int64_t size, std::byte* out);
-std::vector<float> read_floats(const TensorSource& files, const TensorInfo& tensor, int64_t columns, int64_t begin, int64_t end);  // the same as floats
+void read_columns(const TensorSource& files, const TensorInfo& tensor, int64_t columns, int64_t begin, int64_t end, int64_t size,
+                  std::byte* out);
+std::vector<float> read_floats(const TensorSource& files, const TensorInfo& tensor, int64_t columns, int64_t begin,
+                               int64_t end);  // the same as floats
 
 }  // namespace tandem

@@ -34,7 +34,8 @@ const QuantizedMethod& method_of(const Config& config) {
     if (method->name == name) return *method;
     known += (known.empty() ? "" : ", ") + std::string(method->name);
   }
-  config.bad("quant_method", "is " + in_quotes(name) + ", which cannot be read (known: " + known + "; or give the unquantized checkpoint and --format, or a GGUF file)");
+  config.bad("quant_method", "is " + in_quotes(name) + ", which cannot be read (known: " + known +
+                                 "; or give the unquantized checkpoint and --format, or a GGUF file)");
 }
 
 class QuantizedTensors final : public TensorSource {
@@ -46,7 +47,8 @@ class QuantizedTensors final : public TensorSource {
     plain_ = all_.size();
     for (const MadeTensor& made : made_) all_.push_back(made.info);
     for (size_t i = 0; i < all_.size(); ++i) {
-      if (!by_name_.emplace(all_[i].name, i).second) bad_input(file_name(all_[i]), "has tensor " + in_quotes(all_[i].name) + " quantized and not quantized (once is right)");
+      if (!by_name_.emplace(all_[i].name, i).second)
+        bad_input(file_name(all_[i]), "has tensor " + in_quotes(all_[i].name) + " quantized and not quantized (once is right)");
     }
   }
   const std::vector<TensorInfo>& tensors() const override { return all_; }
@@ -57,7 +59,8 @@ class QuantizedTensors final : public TensorSource {
   void read(const TensorInfo& tensor, ByteRange range, void* destination) const override {
     const auto found = by_name_.find(tensor.name);
     if (found == by_name_.end() || range.begin > range.end || range.end > all_[found->second].bytes) {
-      fail(Code::internal, file_name(tensor), "has no bytes " + std::to_string(range.begin) + " to " + std::to_string(range.end) + " of " + in_quotes(tensor.name));
+      fail(Code::internal, file_name(tensor),
+           "has no bytes " + std::to_string(range.begin) + " to " + std::to_string(range.end) + " of " + in_quotes(tensor.name));
     }
     if (found->second < plain_) return files_->read(tensor, range, destination);
     made_[found->second - plain_].read(range, static_cast<std::byte*>(destination));
@@ -74,13 +77,17 @@ class QuantizedTensors final : public TensorSource {
 
 }  // namespace
 
-void QuantizedModules::bad(const TensorInfo& tensor, const std::string& message) const { bad_input(files_.file_name(tensor) + ": " + tensor.name, message); }
+void QuantizedModules::bad(const TensorInfo& tensor, const std::string& message) const {
+  bad_input(files_.file_name(tensor) + ": " + tensor.name, message);
+}
 
-const TensorInfo& QuantizedModules::take(const std::string& name, const TensorInfo& beside, std::string_view type, const std::vector<int64_t>& shape) {
+const TensorInfo& QuantizedModules::take(const std::string& name, const TensorInfo& beside, std::string_view type,
+                                         const std::vector<int64_t>& shape) {
   const TensorInfo* tensor = files_.find(name);
   if (tensor == nullptr) bad(beside, "has no " + name + " beside it (a quantized weight cannot be read without)");
   if (tensor->type != type) bad(*tensor, "is of type " + tensor->type + " (must be " + std::string(type) + ")");
-  const bool fits = std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end(), [](int64_t wanted, int64_t found) { return wanted < 0 || wanted == found; });
+  const bool fits = std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end(),
+                               [](int64_t wanted, int64_t found) { return wanted < 0 || wanted == found; });
   if (!fits) bad(*tensor, "has shape " + shown(tensor->shape) + " (must be " + shown(shape) + ")");
   use(*tensor);
   return *tensor;
@@ -89,7 +96,8 @@ const TensorInfo& QuantizedModules::take(const std::string& name, const TensorIn
 const TensorInfo& QuantizedModules::take_floats(const std::string& name, const TensorInfo& beside, const std::vector<int64_t>& shape) {
   const TensorInfo* tensor = files_.find(name);
   const Format* dense = tensor ? find_format(tensor->type) : nullptr;
-  return take(name, beside, dense && dense->is_dense() ? dense->name() : "fp16", shape);
+  if (tensor && !(dense && dense->is_dense())) bad(*tensor, "is of type " + tensor->type + " (must be fp32, fp16 or bf16)");
+  return take(name, beside, tensor ? tensor->type : "fp32", shape);
 }
 
 void QuantizedModules::begin(const std::string& module, const Format& format, int64_t rows, int64_t cols, const TensorInfo& from) {
@@ -99,7 +107,8 @@ void QuantizedModules::begin(const std::string& module, const Format& format, in
     bad(from, "cannot be read: " + std::string(error.what()));
   }
   next_ = 0;
-  weight_ = TensorInfo{.name = module + ".weight", .type = std::string(format.name()), .shape = {rows, cols}, .file = from.file, .offset = from.offset};
+  weight_ = TensorInfo{
+      .name = module + ".weight", .type = std::string(format.name()), .shape = {rows, cols}, .file = from.file, .offset = from.offset};
 }
 
 void QuantizedModules::add(decltype(MadeTensor::read) read) {
@@ -109,7 +118,8 @@ void QuantizedModules::add(decltype(MadeTensor::read) read) {
   if (next_++ > 0) {
     info.name += component.suffix;
     info.type = name(component.dtype);
-    std::transform(info.type.begin(), info.type.end(), info.type.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::transform(info.type.begin(), info.type.end(), info.type.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     info.shape = {static_cast<int64_t>(component.bytes / size(component.dtype))};
   }
   made_.push_back({std::move(info), std::move(read)});
@@ -118,7 +128,8 @@ void QuantizedModules::add(decltype(MadeTensor::read) read) {
 void QuantizedModules::same(const TensorInfo& tensor) {
   const uint64_t needed = components_.at(next_).bytes;
   if (tensor.bytes < needed) {
-    bad(tensor, "has " + std::to_string(tensor.bytes) + " bytes (" + weight_.type + " of shape " + shown(weight_.shape) + " needs " + std::to_string(needed) + ")");
+    bad(tensor, "has " + std::to_string(tensor.bytes) + " bytes (" + weight_.type + " of shape " + shown(weight_.shape) + " needs " +
+                    std::to_string(needed) + ")");
   }
   use(tensor);
   add([&files = files_, &tensor](ByteRange range, std::byte* out) { files.read(tensor, range, out); });
@@ -132,7 +143,8 @@ void QuantizedModules::constant(std::vector<std::byte> bytes) {
 void QuantizedModules::floats(const TensorInfo& tensor) {
   const DType type = format(tensor.type).dtype();
   if (type == DType::f32) return same(tensor);
-  if (tensor.bytes / size(type) * sizeof(float) < components_.at(next_).bytes) bad(tensor, "has " + std::to_string(tensor.bytes / size(type)) + " numbers (" + weight_.type + " needs more)");
+  if (tensor.bytes / size(type) * sizeof(float) < components_.at(next_).bytes)
+    bad(tensor, "has " + std::to_string(tensor.bytes / size(type)) + " numbers (" + weight_.type + " needs more)");
   use(tensor);
   add([&files = files_, &tensor, type](ByteRange range, std::byte* out) {  // a range begins anywhere, numbers do not
     const uint64_t first = range.begin / sizeof(float), count = (range.end + sizeof(float) - 1) / sizeof(float) - first;

@@ -25,7 +25,8 @@ class QuantizedModules {
 
   // The tensor `name`, which `beside` needs; it is used up. Errors: it is missing, of another type or of other dimensions (-1: any).
   const TensorInfo& take(const std::string& name, const TensorInfo& beside, std::string_view type, const std::vector<int64_t>& shape);
-  const TensorInfo& take_floats(const std::string& name, const TensorInfo& beside, const std::vector<int64_t>& shape);  // fp32, fp16 or bf16
+  const TensorInfo& take_floats(const std::string& name, const TensorInfo& beside,
+                                const std::vector<int64_t>& shape);  // fp32, fp16 or bf16
   void use(const TensorInfo& tensor) { used_.insert(tensor.name); }
   [[noreturn]] void bad(const TensorInfo& tensor, const std::string& message) const;  // names file and tensor
   template <typename T>
@@ -37,10 +38,10 @@ class QuantizedModules {
 
   // "<module>.weight" [rows, cols] in `format`. Then one call of a component each, in their order.
   void begin(const std::string& module, const Format& format, int64_t rows, int64_t cols, const TensorInfo& from);
-  void same(const TensorInfo& tensor);               // the tensor's bytes as they are. Errors: it has fewer than the format needs
-  void constant(std::vector<std::byte> bytes);       // not in the file as such
-  void made(decltype(MadeTensor::read) read);        // put in order when read
-  void floats(const TensorInfo& tensor);             // fp32, whatever float type it is stored in
+  void same(const TensorInfo& tensor);          // the tensor's bytes as they are. Errors: it has fewer than the format needs
+  void constant(std::vector<std::byte> bytes);  // not in the file as such
+  void made(decltype(MadeTensor::read) read);   // put in order when read
+  void floats(const TensorInfo& tensor);        // fp32, whatever float type it is stored in
 
   std::vector<MadeTensor> take_made() { return std::move(made_); }
   bool used(const std::string& name) const { return used_.contains(name); }
@@ -56,7 +57,7 @@ class QuantizedModules {
 };
 
 struct QuantizedMethod {
-  std::string_view name;  // quantization_config's quant_method
+  std::string_view name;                 // quantization_config's quant_method
   std::array<std::string_view, 2> skip;  // its keys that list modules left alone
   const Format& (*declared)(const Config& config);
   void (*find)(const Config& config, QuantizedModules& modules);
