@@ -54,7 +54,7 @@ std::string torch_name(DType type) {
 std::string linear_class(const Format& format) {
   const std::string_view name = format.name();
   if (name.starts_with("nf4") || name.starts_with("fp4")) return "Linear4bit";
-  if (name == "llm_int8") return "Linear8bitLt";
+  if (name == "int8") return "Linear8bitLt";
   return "Linear";
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <future>
 
+#include "kernels/cpu/products.h"
 #include "launch/devices.h"
 #include "launch/local_group.h"
 #include "launch/mpirun.h"
@@ -29,7 +30,7 @@ std::string compute_label(const Blueprint& blueprint) {
     const Role role = blueprint.model->weights[id].role;
     const bool product = role == Role::linear || role == Role::head;
     const Format& format = *blueprint.formats.held[static_cast<size_t>(id)];
-    if (product && format.name().starts_with("q")) return "int8";
+    if (product && cpu::wanted_activations(format, blueprint.arithmetic) == cpu::Activations::int8) return "int8";
   }
   return std::string(name(blueprint.arithmetic.compute));
 }

@@ -76,7 +76,7 @@ const LinearKernel& choose_linear(const Format& format, Activations wanted, cons
   const auto kernels = linear_kernels(features);
   for (const Activations activations : {wanted, Activations::fp32}) {
     for (const LinearKernel* kernel : kernels) {
-      if (kernel->format == format.name() && kernel->activations == activations) return *kernel;
+      if (kernel->format == family(format) && kernel->activations == activations) return *kernel;
     }
   }
   for (const LinearKernel* kernel : kernels) {

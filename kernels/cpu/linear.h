@@ -47,7 +47,7 @@ Features detect_features();
 
 struct LinearKernel {
   const char* name;         // "q4_1_int8_avx512vnni": printed by plan and bench
-  std::string_view format;  // the format it takes; empty: any
+  std::string_view format;  // the family of formats that it takes; empty: any
   Activations activations;
   int row_tile;  // rows are resident in tiles of this many (the last padded); threads divide tiles
   // Bytes of the resident form of [rows, cols]: codes and scales apart, as the plan reports them.

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/linear_isa.h"
 #include "kernels/cpu/linear_layout.h"
+#include "kernels/formats/int8.h"
 
 namespace tandem::cpu {
 namespace {

@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/formats/fp8.h"
+#include "kernels/formats/int4.h"
+#include "kernels/formats/int8.h"
 #include "kernels/formats/nf4.h"
 
 namespace tandem::cpu {
@@ -244,6 +248,135 @@ void row_half(const std::byte* resident, int64_t, int64_t cols, int64_t r, float
   }
 }
 
+// --- int8 rows ---
+
+LinearKernel::Bytes resident_int8(const Format&, int64_t rows, int64_t cols) {
+  const auto tiles = static_cast<uint64_t>(tiles_of(rows)), scales = uint64_t{kTile} * sizeof(float);
+  return {tiles * (static_cast<uint64_t>(int8_tile(cols)) - scales), tiles * scales};
+}
+void pack_int8(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination) {
+  const int64_t cols = slice.cols, bytes = int8_tile(cols);
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    std::byte* out = destination + tile * bytes;
+    const int64_t rows = std::min<int64_t>(kTile, slice.rows - tile * kTile);
+    if (rows < kTile || cols % 32 != 0) std::memset(out, 0, static_cast<size_t>(bytes));
+    std::memcpy(out, slice.data[1] + tile * kTile * 4, static_cast<size_t>(rows) * 4);
+    for (int64_t r = 0; r < rows; ++r) {
+      const std::byte* from = slice.data[0] + (tile * kTile + r) * cols;
+      for (int64_t k = 0; k < cols; k += 4) std::memcpy(out + 64 + k * kTile + r * 4, from + k, static_cast<size_t>(std::min<int64_t>(4, cols - k)));
+    }
+  }
+}
+void row_int8(const std::byte* resident, int64_t, int64_t cols, int64_t r, float* out) {
+  const std::byte* tile = resident + r / kTile * int8_tile(cols);
+  const float row_max = std::bit_cast<float>(dword(reinterpret_cast<const uint8_t*>(tile) + r % kTile * 4));
+  for (int64_t k = 0; k < cols; ++k) out[k] = int8_value(static_cast<int8_t>(tile[64 + k / 4 * 64 + r % kTile * 4 + k % 4]), row_max);
+}
+
+// --- codes of 4 or 8 bits in groups ---
+
+template <int kBits>
+LinearKernel::Bytes resident_group(const Format& format, int64_t rows, int64_t cols) {
+  const int64_t group = static_cast<const GroupInts&>(format).group(cols), groups = tiles_of(rows) * (group > 0 ? cols / group : 0);
+  const uint64_t scales = static_cast<uint64_t>(groups) * 2 * kTile * sizeof(float);
+  return {static_cast<uint64_t>(groups * group_bytes(kBits, group)) - scales, scales + sizeof(GroupHeader)};
+}
+template <int kBits>
+void pack_group(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination) {
+  const int64_t cols = slice.cols, group = static_cast<const GroupInts&>(*slice.format).group(cols), groups = group > 0 ? cols / group : 0;
+  if (tile_begin == 0) {
+    const GroupHeader header{group, {}};
+    std::memcpy(destination, &header, sizeof header);
+  }
+  const auto* codes = reinterpret_cast<const uint8_t*>(slice.data[0]);
+  const int64_t bytes = group_bytes(kBits, group), code_bytes = group * kTile * kBits / 8;
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    auto* out = reinterpret_cast<uint8_t*>(destination) + sizeof(GroupHeader) + tile * groups * bytes;
+    const auto rows = static_cast<int>(std::min<int64_t>(kTile, slice.rows - tile * kTile));
+    if (rows < kTile) std::memset(out, 0, static_cast<size_t>(groups * bytes));
+    for (int64_t g = 0; g < groups; ++g, out += bytes) {
+      for (int r = 0; r < rows; ++r) {
+        const int64_t row = tile * kTile + r;
+        const uint8_t* from = codes + (row * cols + g * group) * kBits / 8;
+        for (int64_t k = 0; k < group; k += 32) {
+          uint8_t* block = out + k * kTile * kBits / 8 + r * 4;
+          for (int64_t i = 0; i < 32; ++i) {
+            if (kBits == 8) {
+              block[i / 4 * 64 + i % 4] = from[k + i] ^ 0x80;
+            } else {
+              const uint8_t code = i % 2 == 0 ? from[(k + i) / 2] & 15 : from[(k + i) / 2] >> 4;
+              uint8_t& to = block[i % 16 / 4 * 64 + i % 4];
+              to = static_cast<uint8_t>(i < 16 ? code : to | code << 4);
+            }
+          }
+        }
+        for (int part = 0; part < 2; ++part) std::memcpy(out + code_bytes + part * 64 + r * 4, slice.data[1 + part] + (row * groups + g) * 4, 4);
+      }
+    }
+  }
+}
+template <int kBits>
+void row_group(const std::byte* resident, int64_t, int64_t cols, int64_t r, float* out) {
+  GroupHeader header;
+  std::memcpy(&header, resident, sizeof header);
+  const int64_t group = header.group, groups = group > 0 ? cols / group : 0, bytes = group_bytes(kBits, group), lane = r % kTile * 4;
+  const auto* at = reinterpret_cast<const uint8_t*>(resident) + sizeof header + r / kTile * groups * bytes;
+  for (int64_t g = 0; g < groups; ++g, at += bytes) {
+    const uint8_t* scales = at + group * kTile * kBits / 8;
+    const float scale = std::bit_cast<float>(dword(scales + lane)), shift = std::bit_cast<float>(dword(scales + 64 + lane));
+    for (int64_t k = 0; k < group; ++k) {
+      const int64_t i = k % 32;
+      const uint8_t* block = at + (k - i) * kTile * kBits / 8 + lane;
+      const int code = kBits == 8 ? block[i / 4 * 64 + i % 4] ^ 0x80 : block[i % 16 / 4 * 64 + i % 4] >> (i < 16 ? 0 : 4) & 15;
+      const float product = scale * static_cast<float>(code);
+      *out++ = product - shift;  // two roundings
+    }
+  }
+}
+
+// --- fp8 ---
+
+int fp8_shift(const Format& format) { return static_cast<const Fp8&>(format).scales() == Fp8Scales::block ? std::countr_zero(static_cast<uint64_t>(kFp8Block)) : kAllColumns; }
+LinearKernel::Bytes resident_fp8(const Format& format, int64_t rows, int64_t cols) {
+  const auto tiles = static_cast<uint64_t>(tiles_of(rows));
+  return {tiles * static_cast<uint64_t>(round_up(cols, 32) * kTile), tiles * static_cast<uint64_t>(fp8_scale_bytes(fp8_shift(format), cols)) + sizeof(Fp8Header)};
+}
+void pack_fp8(const QuantizedView& slice, int64_t tile_begin, int64_t tile_end, std::byte* destination) {
+  const auto& format = static_cast<const Fp8&>(*slice.format);
+  const int64_t cols = slice.cols, scales = fp8_scale_bytes(fp8_shift(format), cols), bytes = scales + round_up(cols, 32) * kTile;
+  if (tile_begin == 0) {
+    const Fp8Header header{fp8_shift(format), {}};
+    std::memcpy(destination, &header, sizeof header);
+  }
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    std::byte* out = destination + sizeof(Fp8Header) + tile * bytes;
+    const int64_t rows = std::min<int64_t>(kTile, slice.rows - tile * kTile);
+    if (rows < kTile || cols % 32 != 0) std::memset(out, 0, static_cast<size_t>(bytes));
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = tile * kTile + r;
+      const std::byte* from = slice.data[0] + row * cols;
+      for (int64_t g = 0; g < scales / 64; ++g) {
+        const int64_t begin = g * kFp8Block, end = g + 1 < scales / 64 ? begin + kFp8Block : cols;
+        const bool numbers = std::none_of(from + begin, from + end, [](std::byte code) { return (code & std::byte{0x7f}) == std::byte{0x7f}; });
+        const float scale = numbers ? format.scale(slice, row, begin) : std::numeric_limits<float>::quiet_NaN();
+        std::memcpy(out + g * 64 + r * 4, &scale, sizeof scale);
+      }
+      for (int64_t k = 0; k < cols; k += 4) std::memcpy(out + scales + k * kTile + r * 4, from + k, static_cast<size_t>(std::min<int64_t>(4, cols - k)));
+    }
+  }
+}
+void row_fp8(const std::byte* resident, int64_t, int64_t cols, int64_t r, float* out) {
+  Fp8Header header;
+  std::memcpy(&header, resident, sizeof header);
+  const int64_t scales = fp8_scale_bytes(header.shift, cols);
+  const auto* tile = reinterpret_cast<const uint8_t*>(resident) + sizeof header + r / kTile * (scales + round_up(cols, 32) * kTile);
+  const int64_t lane = r % kTile * 4;
+  for (int64_t k = 0; k < cols; ++k) {
+    widen(DType::f8_e4m3, tile + scales + k / 4 * 64 + lane + k % 4, 1, out + k);
+    out[k] *= std::bit_cast<float>(dword(tile + (k >> header.shift) * 64 + lane));
+  }
+}
+
 // --- four bits, blocks over the flattened matrix ---
 
 const FourBit& four_bit(const Format& format) { return static_cast<const FourBit&>(format); }
@@ -363,6 +496,9 @@ const Layout kQ40Layout = kBlockLayout<Q40>, kQ41Layout = kBlockLayout<Q41>, kQ8
              kQ6kLayout = kBlockLayout<Q6k>;
 const Layout kFourBitLayout = {resident_four_bit, pack_four_bit, row_four_bit<false>};
 const Layout kNestedLayout = {resident_four_bit, pack_four_bit, row_four_bit<true>};
+const Layout kInt8Layout = {resident_int8, pack_int8, row_int8};
+const Layout kInt4GroupLayout = {resident_group<4>, pack_group<4>, row_group<4>}, kInt8GroupLayout = {resident_group<8>, pack_group<8>, row_group<8>};
+const Layout kFp8Layout = {resident_fp8, pack_fp8, row_fp8};
 const Layout kFp32Layout = {resident_fp32, pack_widened, row_fp32}, kWidenedLayout = kFp32Layout;
 const Layout kBf16Layout = {resident_half, pack_half<true>, row_half<true>};
 const Layout kFp16Layout = {resident_half, pack_half<false>, row_half<false>};

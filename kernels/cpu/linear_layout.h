@@ -12,6 +12,11 @@
 //   nf4, fp4  per block: dwords of eight columns a lane as stored, fp32 absmax[16]
 //   nf4_dq    per tile: those dwords for all columns, then u8 absmax[block][16], where each row starts among the nested blocks, and
 //             the nested absmax that the row needs
+//   int8      per tile: fp32 row maximum[16], then q8_0's eight times 64 bytes for every 32 columns, the last filled with zeros
+//   int4      per group: nibble blocks, fp32 scale[16], fp32 shift[16]
+//   int8_group  the same with q8_0's blocks of bytes, each code less 128
+//   fp8       per tile: fp32 scale[16] for each 128 columns, or for all of them, then bytes as int8's; where one of those is no
+//             number, the scale is none
 //   fp32      [column][16]; fp16 the same; bf16 [column / 2][16][2]
 #pragma once
 #include <cstdint>
@@ -49,6 +54,29 @@ static_assert(sizeof(FourBitHeader) == 128 + 1024);
 constexpr int64_t kFourBitHeader = 128, kNestedHeader = 128 + 1024;
 constexpr int64_t kLeastFourBitBlock = 8;  // narrower ones (cols not a multiple of 8) are kept as fp32
 
+inline int64_t int8_tile(int64_t cols) { return kTile * static_cast<int64_t>(sizeof(float)) + round_up(cols, 32) * kTile; }
+
+// At the start of a matrix of int4 or int8_group.
+struct GroupHeader {
+  int64_t group;  // columns that share a scale
+  uint8_t padding[56];
+};
+static_assert(sizeof(GroupHeader) == 64);
+constexpr int64_t group_bytes(int bits, int64_t group) {
+  return group * kTile * bits / 8 + 2 * kTile * static_cast<int64_t>(sizeof(float));
+}
+
+// At the start of a matrix of fp8.
+struct Fp8Header {
+  int32_t shift;  // log2 of the columns that share a scale
+  uint8_t padding[60];
+};
+static_assert(sizeof(Fp8Header) == 64);
+constexpr int kAllColumns = 62;
+inline int64_t fp8_scale_bytes(int shift, int64_t cols) {
+  return (((cols - 1) >> shift) + 1) * kTile * static_cast<int64_t>(sizeof(float));
+}
+
 // resident, pack and row of each layout, as LinearKernel wants them.
 struct Layout {
   LinearKernel::Bytes (*resident)(const Format& format, int64_t rows, int64_t cols);
@@ -57,6 +85,7 @@ struct Layout {
 };
 extern const Layout kQ40Layout, kQ41Layout, kQ80Layout, kQ4kLayout, kQ6kLayout;
 extern const Layout kFourBitLayout, kNestedLayout;  // nf4 and fp4; nf4_dq and fp4_dq
+extern const Layout kInt8Layout, kInt4GroupLayout, kInt8GroupLayout, kFp8Layout;
 extern const Layout kFp32Layout, kBf16Layout, kFp16Layout;
 extern const Layout kWidenedLayout;  // any format, dequantized to fp32
 

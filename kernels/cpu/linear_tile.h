@@ -158,26 +158,28 @@ inline void nibbles_fp32(const std::byte* at, int64_t k, Fp32Sums<kTokens>& s, c
   }
 }
 // Eight vectors of four int8 columns each, not folded: the even chain has columns 0 .. 15, the odd chain 16 .. 31, both times 2^24,
-// because the codes come at the top of a dword.
-template <int kTokens, class Decode>
-inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
+// because the codes come at the top of a dword; value() may make weights of them.
+template <int kTokens, class Decode, class Value>
+inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode, Value value) {
   for (int j = 0; j < 4; ++j) {
     const I near = decode(j), far = decode(j + 4);
     const int64_t at = k + 4 * j;
-    s.template take<false>(to_float(top_byte<0>(near)), at);
-    s.template take<true>(to_float(top_byte<0>(far)), at + 16);
-    s.template take<false>(to_float(top_byte<1>(near)), at + 1);
-    s.template take<true>(to_float(top_byte<1>(far)), at + 17);
-    s.template take<false>(to_float(top_byte<2>(near)), at + 2);
-    s.template take<true>(to_float(top_byte<2>(far)), at + 18);
-    s.template take<false>(to_float(top_byte<3>(near)), at + 3);
-    s.template take<true>(to_float(top_byte<3>(far)), at + 19);
+    s.template take<false>(value(to_float(top_byte<0>(near))), at);
+    s.template take<true>(value(to_float(top_byte<0>(far))), at + 16);
+    s.template take<false>(value(to_float(top_byte<1>(near))), at + 1);
+    s.template take<true>(value(to_float(top_byte<1>(far))), at + 17);
+    s.template take<false>(value(to_float(top_byte<2>(near))), at + 2);
+    s.template take<true>(value(to_float(top_byte<2>(far))), at + 18);
+    s.template take<false>(value(to_float(top_byte<3>(near))), at + 3);
+    s.template take<true>(value(to_float(top_byte<3>(far))), at + 19);
   }
 }
-inline F by_two_to_minus_24(F d) {
-  alignas(64) static constexpr float kScale[1] = {0x1p-24f};
-  return mul(d, splat(kScale));
+template <int kTokens, class Decode>
+inline void bytes_fp32(int64_t k, Fp32Sums<kTokens>& s, Decode decode) {
+  bytes_fp32(k, s, decode, [](F code) { return code; });
 }
+constexpr float kFromTop = 0x1p-24f, kHalfOfCodes = 128, kE4m3 = 0x1p120f;
+inline F by_two_to_minus_24(F d) { return mul(d, splat(&kFromTop)); }
 
 struct Q40Kernel {
   static constexpr Unit kUnit = kQ40Unit;
@@ -469,6 +471,142 @@ LINEAR_FLATTEN void multiply_dense(const std::byte* resident, int64_t rows, int6
   });
 }
 
+// --- int8 rows: one scale a row, so that it comes in at the very end ---
+
+LINEAR_FLATTEN void multiply_rows_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                       int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  const int64_t bytes = int8_tile(cols), blocks = int8_blocks(cols);
+  for_tiles(tokens, blocks * 48, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
+    Int8Sums<count> sums(x.int8, token);
+    const std::byte* at = resident + tile * bytes;
+    const F d = mul(load_f(at), splat(&kInt8Step));
+    at += 64;
+    for (int64_t b = 0; b < blocks; ++b, at += 512) {
+      prefetch<512>(at);
+      sums.bytes(at, b, d);
+    }
+    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
+    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.template result<false>(t), lanes);
+  });
+}
+
+inline I top_byte(I v, int64_t n) { return n == 0 ? top_byte<0>(v) : n == 1 ? top_byte<1>(v) : n == 2 ? top_byte<2>(v) : top_byte<3>(v); }
+
+LINEAR_FLATTEN void multiply_rows_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                       int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  for_panels(x, tokens, rows, cols, 32, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+    const std::byte* row_max = resident + tile * int8_tile(cols);
+    const std::byte* at = row_max + 64;
+    const F back = splat(&kFromTop);
+    for (; k + 32 <= end; k += 32) {
+      prefetch<512>(at + k * kTile);
+      bytes_fp32(k, sums, [&](int j) { return load_i(at + k * kTile + j * 64); });
+      sums.fold(back);
+    }
+    for (; k < end; ++k) {
+      sums.template take<false>(to_float(top_byte(load_i(at + k / 4 * 64), k % 4)), k);
+      sums.fold(back);
+    }
+    if (end < cols) return;
+    for (F& total : sums.total) total = mul(mul(total, load_f(row_max)), splat(&kInt8Step));  // rounded twice, as int8_value() is
+  });
+}
+
+// --- codes of 4 or 8 bits in groups: scale * code - shift ---
+
+template <int kBits>
+LINEAR_FLATTEN void multiply_group_int8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                        int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  constexpr int64_t kBlock = 32 * kTile * kBits / 8;
+  const int64_t group = reinterpret_cast<const GroupHeader*>(resident)->group, bytes = group_bytes(kBits, group), codes = bytes - 128;
+  for_tiles(tokens, int8_blocks(cols) * 48, tile_begin, tile_end, [&](auto count, int64_t token, int64_t tile) {
+    Int8Sums<count> sums(x.int8, token);
+    const std::byte* at = resident + sizeof(GroupHeader) + tile * (cols / group) * bytes;
+    for (int64_t k = 0; k < cols; at += bytes) {
+      const F scale = load_f(at + codes), shift = load_f(at + codes + 64);
+      // Of 8 bits the codes are less 128.
+      const F least = kBits == 4 ? shift : fms(scale, splat(&kHalfOfCodes), shift);
+      for (int64_t b = 0; b < codes; b += kBlock, k += 32) {
+        prefetch<kBlock>(at + b);
+        if constexpr (kBits == 4) {
+          sums.template nibbles<false, true>(at + b, k / 32, scale, least);
+        } else {
+          sums.bytes(at + b, k / 32, scale);
+          for (int t = 0; t < count; ++t) sums.minimums[t] = fma(least, splat(&sums.x[t][k / 32].sum), sums.minimums[t]);
+        }
+      }
+    }
+    const auto lanes = static_cast<int>(std::min<int64_t>(kTile, rows - tile * kTile));
+    for (int t = 0; t < count; ++t) store(y + (token + t) * y_stride + tile * kTile, sums.template result<true, kBits == 4>(t), lanes);
+  });
+}
+
+template <int kBits>
+LINEAR_FLATTEN void multiply_group_fp32(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens,
+                                        int64_t tile_begin, int64_t tile_end, float* y, int64_t y_stride) {
+  constexpr int64_t kBlock = 32 * kTile * kBits / 8;
+  const int64_t group = reinterpret_cast<const GroupHeader*>(resident)->group, bytes = group_bytes(kBits, group), codes = bytes - 128;
+  const Table values = nibble_values(0);
+  for_panels(x, tokens, rows, cols, group, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+    const std::byte* at = resident + sizeof(GroupHeader) + (tile * (cols / group) + k / group) * bytes;
+    for (; k < end; at += bytes) {
+      const F scale = load_f(at + codes), shift = load_f(at + codes + 64);
+      const auto value = [&](F code) { return sub(round_here(mul(code, scale)), shift); };  // two roundings
+      for (int64_t b = 0; b < codes; b += kBlock, k += 32) {
+        prefetch<kBlock>(at + b);
+        if constexpr (kBits == 4) {
+          nibbles_fp32(at + b, k, sums, values, value);
+        } else {
+          bytes_fp32(
+              k, sums, [&](int j) { return load_i(at + b + j * 64); },
+              [&](F top) { return value(fma(top, splat(&kFromTop), splat(&kHalfOfCodes))); });
+        }
+        sums.fold();
+      }
+    }
+  });
+}
+
+// --- fp8 ---
+
+// E4M3 at the top of a dword: its seven bits of magnitude, put where a float has its exponent and mantissa, are the number times 2^-120,
+// subnormal ones too. A code that is no number is one here (480), and its scale says so.
+inline F e4m3(I top) {
+  const I magnitude = srl<4>(and_(top, set(0x7f000000)));
+  return mul(as_float(or_(magnitude, and_(top, set(static_cast<int>(0x80000000))))), splat(&kE4m3));
+}
+
+LINEAR_FLATTEN void multiply_fp8(const std::byte* resident, int64_t rows, int64_t cols, const Input& x, int64_t tokens, int64_t tile_begin,
+                                 int64_t tile_end, float* y, int64_t y_stride) {
+  const int shift = reinterpret_cast<const Fp8Header*>(resident)->shift;
+  const int64_t scale_bytes = fp8_scale_bytes(shift, cols), bytes = scale_bytes + round_up(cols, 32) * kTile;
+  for_panels(x, tokens, rows, cols, 32, tile_begin, tile_end, y, y_stride, [&](auto& sums, int64_t tile, int64_t k, int64_t end) {
+    const std::byte* scales = resident + sizeof(Fp8Header) + tile * bytes;
+    const std::byte* at = scales + scale_bytes;
+    const auto top = [&](int64_t column) { return top_byte(load_i(at + column / 4 * 64), column % 4); };
+    for (; k + 32 <= end; k += 32) {
+      prefetch<512>(at + k * kTile);
+      for (int j = 0; j < 4; ++j) {
+        const I near = load_i(at + k * kTile + j * 64), far = load_i(at + k * kTile + j * 64 + 256);
+        const int64_t column = k + 4 * j;
+        sums.template take<false>(e4m3(sll<24>(near)), column);
+        sums.template take<true>(e4m3(sll<24>(far)), column + 16);
+        sums.template take<false>(e4m3(sll<16>(near)), column + 1);
+        sums.template take<true>(e4m3(sll<16>(far)), column + 17);
+        sums.template take<false>(e4m3(sll<8>(near)), column + 2);
+        sums.template take<true>(e4m3(sll<8>(far)), column + 18);
+        sums.template take<false>(e4m3(near), column + 3);
+        sums.template take<true>(e4m3(far), column + 19);
+      }
+      sums.fold(load_f(scales + (k >> shift) * 64));
+    }
+    if (k == end) return;
+    const F scale = load_f(scales + (k >> shift) * 64);
+    for (; k < end; ++k) sums.template take<false>(e4m3(top(k)), k);
+    sums.fold(scale);
+  });
+}
+
 // --- NF4 and FP4 ---
 
 // Eight columns a lane as bitsandbytes stores them: the earlier of two in the high half of a byte.
@@ -547,26 +685,34 @@ inline LinearKernel entry(const char* name, std::string_view format, Activations
                           decltype(LinearKernel::multiply) multiply) {
   return {name, format, activations, kTile, layout.resident, layout.pack, multiply, layout.row};
 }
-#define TANDEM_KERNELS(isa)                                                                             \
-  {                                                                                                     \
-    entry("q4_0_int8_" isa, "q4_0", Activations::int8, kQ40Layout, multiply_int8<Q40Kernel>),           \
-        entry("q4_1_int8_" isa, "q4_1", Activations::int8, kQ41Layout, multiply_int8<Q41Kernel>),       \
-        entry("q8_0_int8_" isa, "q8_0", Activations::int8, kQ80Layout, multiply_int8<Q80Kernel>),       \
-        entry("q4_k_int8_" isa, "q4_k", Activations::int8, kQ4kLayout, multiply_int8<Q4kKernel>),       \
-        entry("q6_k_int8_" isa, "q6_k", Activations::int8, kQ6kLayout, multiply_int8<Q6kKernel>),       \
-        entry("q4_0_fp32_" isa, "q4_0", Activations::fp32, kQ40Layout, multiply_fp32<Q40Kernel>),       \
-        entry("q4_1_fp32_" isa, "q4_1", Activations::fp32, kQ41Layout, multiply_fp32<Q41Kernel>),       \
-        entry("q8_0_fp32_" isa, "q8_0", Activations::fp32, kQ80Layout, multiply_fp32<Q80Kernel>),       \
-        entry("q4_k_fp32_" isa, "q4_k", Activations::fp32, kQ4kLayout, multiply_fp32<Q4kKernel>),       \
-        entry("q6_k_fp32_" isa, "q6_k", Activations::fp32, kQ6kLayout, multiply_fp32<Q6kKernel>),       \
-        entry("fp32_fp32_" isa, "fp32", Activations::fp32, kFp32Layout, multiply_dense<DenseFp32>),     \
-        entry("bf16_fp32_" isa, "bf16", Activations::fp32, kBf16Layout, multiply_dense<DenseBf16>),     \
-        entry("fp16_fp32_" isa, "fp16", Activations::fp32, kFp16Layout, multiply_dense<DenseFp16>),     \
-        entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
-        entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),     \
-        entry("nf4_dq_fp32_" isa, "nf4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>), \
-        entry("fp4_dq_fp32_" isa, "fp4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>), \
-        entry("any_fp32_" isa, "", Activations::fp32, kWidenedLayout, multiply_dense<DenseFp32>)        \
+#define TANDEM_KERNELS(isa)                                                                                       \
+  {                                                                                                               \
+    entry("q4_0_int8_" isa, "q4_0", Activations::int8, kQ40Layout, multiply_int8<Q40Kernel>),                     \
+        entry("q4_1_int8_" isa, "q4_1", Activations::int8, kQ41Layout, multiply_int8<Q41Kernel>),                 \
+        entry("q8_0_int8_" isa, "q8_0", Activations::int8, kQ80Layout, multiply_int8<Q80Kernel>),                 \
+        entry("q4_k_int8_" isa, "q4_k", Activations::int8, kQ4kLayout, multiply_int8<Q4kKernel>),                 \
+        entry("q6_k_int8_" isa, "q6_k", Activations::int8, kQ6kLayout, multiply_int8<Q6kKernel>),                 \
+        entry("q4_0_fp32_" isa, "q4_0", Activations::fp32, kQ40Layout, multiply_fp32<Q40Kernel>),                 \
+        entry("q4_1_fp32_" isa, "q4_1", Activations::fp32, kQ41Layout, multiply_fp32<Q41Kernel>),                 \
+        entry("q8_0_fp32_" isa, "q8_0", Activations::fp32, kQ80Layout, multiply_fp32<Q80Kernel>),                 \
+        entry("q4_k_fp32_" isa, "q4_k", Activations::fp32, kQ4kLayout, multiply_fp32<Q4kKernel>),                 \
+        entry("q6_k_fp32_" isa, "q6_k", Activations::fp32, kQ6kLayout, multiply_fp32<Q6kKernel>),                 \
+        entry("fp32_fp32_" isa, "fp32", Activations::fp32, kFp32Layout, multiply_dense<DenseFp32>),               \
+        entry("bf16_fp32_" isa, "bf16", Activations::fp32, kBf16Layout, multiply_dense<DenseBf16>),               \
+        entry("fp16_fp32_" isa, "fp16", Activations::fp32, kFp16Layout, multiply_dense<DenseFp16>),               \
+        entry("int8_int8_" isa, "int8", Activations::int8, kInt8Layout, multiply_rows_int8),                      \
+        entry("int4_int8_" isa, "int4", Activations::int8, kInt4GroupLayout, multiply_group_int8<4>),             \
+        entry("int4_fp32_" isa, "int4", Activations::fp32, kInt4GroupLayout, multiply_group_fp32<4>),             \
+        entry("int8_group_int8_" isa, "int8_group", Activations::int8, kInt8GroupLayout, multiply_group_int8<8>), \
+        entry("int8_group_fp32_" isa, "int8_group", Activations::fp32, kInt8GroupLayout, multiply_group_fp32<8>), \
+        entry("fp8_fp32_" isa, "fp8", Activations::fp32, kFp8Layout, multiply_fp8),                               \
+        entry("fp8_tensor_fp32_" isa, "fp8_tensor", Activations::fp32, kFp8Layout, multiply_fp8),                 \
+        entry("int8_fp32_" isa, "int8", Activations::fp32, kInt8Layout, multiply_rows_fp32),                      \
+        entry("nf4_fp32_" isa, "nf4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),               \
+        entry("fp4_fp32_" isa, "fp4", Activations::fp32, kFourBitLayout, multiply_four_bit<false>),               \
+        entry("nf4_dq_fp32_" isa, "nf4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>),           \
+        entry("fp4_dq_fp32_" isa, "fp4_dq", Activations::fp32, kNestedLayout, multiply_four_bit<true>),           \
+        entry("any_fp32_" isa, "", Activations::fp32, kWidenedLayout, multiply_dense<DenseFp32>)                  \
   }
 template <size_t n>
 std::array<const LinearKernel*, n> pointers(const LinearKernel (&kernels)[n]) {

@@ -9,9 +9,9 @@ namespace tandem::cpu {
 Activations wanted_activations(const Format& format, const Arithmetic& arithmetic) {
   if (!arithmetic.automatic) return arithmetic.compute == Compute::int8 ? Activations::int8 : Activations::fp32;
   // Blocks of integers; NF4 and FP4 codes have no exact int8 image.
-  const std::string_view name = format.name();
+  const std::string_view name = family(format);
   const bool blocks = name.starts_with("q") || name.starts_with("iq") || name.starts_with("tq");
-  return blocks || name == "int8" || name == "int8_dynamic" || name == "int4" ? Activations::int8 : Activations::fp32;
+  return blocks || name == "int8" || name == "int8_group" || name == "int4" ? Activations::int8 : Activations::fp32;
 }
 
 Input Value::input(const LinearKernel& kernel, int64_t row, bool exact) const {

@@ -33,6 +33,10 @@ class RowBlockFormat : public Format {
 
 std::span<const Format* const> dense_formats();       // dense.cc
 std::span<const Format* const> four_bit_formats();    // nf4.cc
+std::span<const Format* const> int8_formats();        // int8.cc
+std::span<const Format* const> group_int_formats();   // int4.cc
+std::span<const Format* const> fp8_formats();         // fp8.cc
+std::span<const Format* const> absmax_formats();      // absmax.cc
 std::span<const Format* const> gguf_block_formats();  // gguf_blocks.cc
 
 }  // namespace tandem

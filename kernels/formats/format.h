@@ -40,6 +40,9 @@ struct Grain {
   int64_t rows = 1, cols = 1;
 };
 
+// How far the numbers reach that quantizing an element depends on.
+enum class Reach : uint8_t { block, row, whole };
+
 // A quantized matrix in memory, or the slice of one that ranges() describes, in its stored form; views only. data[i] belongs to
 // components(rows, cols)[i]. A slice also says where it lies in the whole: nested statistics are kept whole, and finding the right
 // one needs the index that a block has there. (Only formats with such statistics look at these two; setting them is never wrong.)
@@ -56,7 +59,9 @@ struct QuantizedView {
 class Format {
  public:
   virtual ~Format() = default;
-  virtual std::string_view name() const = 0;  // as options spell it: "nf4", "q4_1", "bf16"
+  virtual std::string_view name() const = 0;  // as options spell it: "nf4", "q4_1", "bf16"; "nf4:128" in other blocks than usual
+  // The same format in blocks of so many elements; null when it has none such.
+  virtual const Format* with_block(int64_t /*block*/) const { return nullptr; }
 
   // Of a whole matrix. Errors: Code::invalid_argument naming the shape when the format cannot hold it (cols not a multiple of the
   // block, say).
@@ -72,6 +77,8 @@ class Format {
   // cannot be made from floats alone.
   virtual void quantize(const float* source, int64_t rows, int64_t cols, std::span<std::byte* const> out) const = 0;
 
+  virtual Reach reach() const { return Reach::block; }
+
   // Rows [row, row + count) as float[count * cols]; the oracle of every fast kernel.
   virtual void dequantize(const QuantizedView& matrix, int64_t row, int64_t count, float* out) const = 0;
 
@@ -83,7 +90,11 @@ class Format {
 
 uint64_t stored_bytes(const Format& format, int64_t rows, int64_t cols);  // all components of a whole matrix
 
-// THE list (formats.cc). Names are those of options and of GGUF types in lower case. find: null when there is none.
+// The name without a block size: what tables of kernels go by.
+std::string_view family(const Format& format);
+
+// THE list (formats.cc), each format in its usual block. Names are those of options and of GGUF types in lower case; find and format
+// take "NAME:BLOCK" too. find: null when there is none.
 std::span<const Format* const> formats();
 const Format* find_format(std::string_view name);
 const Format& format(std::string_view name);  // Errors: Code::invalid_argument that lists the known names

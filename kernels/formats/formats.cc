@@ -1,29 +1,66 @@
+#include <charconv>
 #include <string>
 
 #include "kernels/base/error.h"
 #include "kernels/formats/blockwise.h"
 #include "kernels/formats/format.h"
+#include "kernels/formats/int4.h"
 
 namespace tandem {
 
 std::span<const Format* const> formats() {
   static const std::vector<const Format*> all = [] {
     std::vector<const Format*> list;
-    for (const auto& some : {dense_formats(), four_bit_formats(), gguf_block_formats()}) list.insert(list.end(), some.begin(), some.end());
+    for (const auto& some :
+         {dense_formats(), four_bit_formats(), int8_formats(), group_int_formats(), fp8_formats(), absmax_formats(), gguf_block_formats()})
+      list.insert(list.end(), some.begin(), some.end());
     return list;
   }();
   return all;
 }
 
-const Format* find_format(std::string_view name) {
+std::string_view family(const Format& format) { return format.name().substr(0, format.name().find(':')); }
+
+namespace {
+
+const Format* listed(std::string_view name) {
   for (const Format* format : formats()) {
     if (format->name() == name) return format;
   }
   return nullptr;
 }
 
+// Of "nf4:128", "128" as a number; kWholeRow for "row", 0 for what is neither.
+int64_t block_of(std::string_view name) {
+  int64_t block = 0;
+  const size_t colon = name.find(':');
+  if (colon == std::string_view::npos) return 0;
+  if (name.substr(colon + 1) == "row") return kWholeRow;
+  const auto [end, error] = std::from_chars(name.data() + colon + 1, name.data() + name.size(), block);
+  return error == std::errc() && end == name.data() + name.size() && block > 0 ? block : 0;
+}
+
+std::string known_blocks(const Format& format) {
+  std::string list;
+  for (int64_t block = 1; block <= 8192; block *= 2) {
+    if (format.with_block(block)) list += (list.empty() ? "" : ", ") + std::to_string(block);
+  }
+  if (format.with_block(kWholeRow)) list += " or row";
+  return list.empty() ? "one form only" : "blocks of " + list;
+}
+
+}  // namespace
+
+const Format* find_format(std::string_view name) {
+  const Format* found = listed(name.substr(0, name.find(':')));
+  return found == nullptr || name.find(':') == std::string_view::npos ? found : found->with_block(block_of(name));
+}
+
 const Format& format(std::string_view name) {
   if (const Format* found = find_format(name)) return *found;
+  if (const Format* other = listed(name.substr(0, name.find(':')))) {
+    bad_input("--format", "is '" + std::string(name) + "' (" + std::string(other->name()) + " comes in " + known_blocks(*other) + ")");
+  }
   std::string known;
   for (const Format* format : formats()) known += (known.empty() ? "" : ", ") + std::string(format->name());
   bad_input("--format", "is '" + std::string(name) + "' (known: " + known + ")");

@@ -307,10 +307,28 @@ void FourBit::dequantize(const QuantizedView& matrix, int64_t row, int64_t count
   }
 }
 
+const FourBit* four_bit(Codebook book, bool nested, int64_t block) {
+  static const std::vector<FourBit> all = [] {
+    std::vector<FourBit> list;
+    for (const Codebook b : {Codebook::nf4, Codebook::fp4}) {
+      for (const bool n : {false, true}) {
+        const std::string name = std::string(b == Codebook::nf4 ? "nf4" : "fp4") + (n ? "_dq" : "");
+        for (int64_t size = 32; size <= 4096; size *= 2) list.emplace_back(size == 64 ? name : name + ":" + std::to_string(size), b, n, size);
+      }
+    }
+    return list;
+  }();
+  for (const FourBit& format : all) {
+    if (format.codebook() == book && format.nested() == nested && format.block() == block) return &format;
+  }
+  return nullptr;
+}
+
+const Format* FourBit::with_block(int64_t block) const { return four_bit(book_, nested_, block); }
+
 std::span<const Format* const> four_bit_formats() {
-  static const FourBit nf4{"nf4", Codebook::nf4, false}, nf4_dq{"nf4_dq", Codebook::nf4, true};
-  static const FourBit fp4{"fp4", Codebook::fp4, false}, fp4_dq{"fp4_dq", Codebook::fp4, true};
-  static const Format* const list[] = {&nf4, &nf4_dq, &fp4, &fp4_dq};
+  static const Format* const list[] = {four_bit(Codebook::nf4, false, 64), four_bit(Codebook::nf4, true, 64),
+                                       four_bit(Codebook::fp4, false, 64), four_bit(Codebook::fp4, true, 64)};
   return list;
 }
 

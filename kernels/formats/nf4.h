@@ -20,8 +20,8 @@ const std::array<float, 256>& dynamic_map();  // bitsandbytes' signed 8-bit map,
 class FourBit final : public Format {
  public:
   // block: a power of two, 32 .. 4096.
-  FourBit(std::string_view name, Codebook book, bool nested, int64_t block = 64)
-      : name_(name), book_(book), nested_(nested), block_(block) {}
+  FourBit(std::string name, Codebook book, bool nested, int64_t block = 64)
+      : name_(std::move(name)), book_(book), nested_(nested), block_(block) {}
   std::string_view name() const override { return name_; }
   std::vector<Component> components(int64_t rows, int64_t cols) const override;
   Grain grain(int64_t rows, int64_t cols) const override;
@@ -30,6 +30,8 @@ class FourBit final : public Format {
   void quantize(const float* source, int64_t rows, int64_t cols, std::span<std::byte* const> out) const override;
   void dequantize(const QuantizedView& matrix, int64_t row, int64_t count, float* out) const override;
   int64_t block() const override { return block_; }
+  const Format* with_block(int64_t block) const override;
+  Reach reach() const override { return nested_ ? Reach::whole : Reach::block; }  // the mean of all absmax
 
   bool nested() const { return nested_; }
   Codebook codebook() const { return book_; }
@@ -37,11 +39,14 @@ class FourBit final : public Format {
   void absmax(const QuantizedView& matrix, int64_t first, int64_t count, float* out) const;
 
  private:
-  std::string_view name_;
+  std::string name_;
   Codebook book_;
   bool nested_;
   int64_t block_;
 };
+
+// The format of the list, or of another block size: "nf4", "nf4_dq", "fp4:128". Null unless block is a power of two, 32 .. 4096.
+const FourBit* four_bit(Codebook book, bool nested, int64_t block);
 
 // The mean as torch's CPU kernel computes it with one thread: eight lanes, four rows at a time, partial sums in four levels.
 float torch_mean(const float* values, int64_t count);

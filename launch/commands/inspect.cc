@@ -52,8 +52,9 @@ Found find_tensor(const Model& model, const std::string& name) {
 const Format* asked_format(const Options& o) {
   if (o.model.format == "keep") return nullptr;
   if (o.model.format.find_first_of(",=") != std::string::npos) bad_input("--format", "is " + o.model.format + " (one format for the one tensor)");
-  if (!o.model.double_quant) return &format(o.model.format);
-  return &format(o.model.format + "_dq");
+  const Format& asked = named_format(o.model.format, o.model.double_quant);
+  if (o.model.double_quant && asked.reach() != Reach::whole) bad_input("--double-quant", "has nothing to quantize with --format " + o.model.format + " (use it with --format nf4 or fp4)");
+  return &asked;
 }
 
 // Through `format` and back, as a model quantized so would compute with them.

@@ -185,7 +185,11 @@ Profile make_profile(const Blueprint& blueprint, const Mesh& group, const Worklo
   profile.last_modules = model.modules.last;
   profile.kv_types = {KvType::fp32, KvType::bf16, KvType::fp16};
   profile.formats.clear();
-  for (const Format* format : formats()) profile.formats.emplace_back(format->name());
+  constexpr int64_t kSide = 4096;
+  for (const Format* format : formats()) {  // what this backend widens saves nothing here
+    const uint64_t held = backend.layout(*format, kSide, kSide, Use::product, blueprint.arithmetic).bytes();
+    if (held < stored_bytes(*format, kSide, kSide) * 5 / 4) profile.formats.emplace_back(format->name());
+  }
   for (const KvGroup& kv : model.kv_groups) profile.kv_windows.push_back(kv.window);
 
   const auto piece_of = [&](const StageRange& range) {

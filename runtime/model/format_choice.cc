@@ -6,6 +6,8 @@
 #include <set>
 
 #include "kernels/base/error.h"
+#include "kernels/formats/nf4.h"
+#include "runtime/model/checkpoint/quantized.h"
 
 namespace tandem {
 namespace {
@@ -17,11 +19,7 @@ struct Rules {
   std::vector<Rule> modules;
 };
 
-const Format* parse_format(std::string name, bool double_quant) {
-  if (name == "keep") return nullptr;
-  if (double_quant && (name == "nf4" || name == "fp4")) name += "_dq";
-  return &format(name);
-}
+const Format* parse_format(const std::string& name, bool double_quant) { return name == "keep" ? nullptr : &named_format(name, double_quant); }
 
 Rules parse(const FormatOptions& options) {
   Rules rules;
@@ -52,6 +50,12 @@ bool matches(const std::string& name, const std::string& module) {
   return dotted.find("." + module + ".") != std::string::npos;
 }
 
+// As the format of a whole model these quantize every parameter; the others what transformers and bitsandbytes replace.
+bool takes_every_parameter(const Format& format) {
+  constexpr std::string_view kNames[] = {"absmax", "absmax_row", "zeropoint", "minmax"};
+  return std::find(std::begin(kNames), std::end(kNames), format.name()) != std::end(kNames);
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -79,6 +83,16 @@ void check_shape(const WeightRow& row, const Origin& origin, const TensorInfo& t
   if (found != wanted) bad_input(file + ": " + tensor.name, "has shape " + shape_text(found) + " (config.json says " + shape_text(wanted) + ")");
 }
 
+bool all_zero(const TensorSource& source, const TensorInfo& tensor) {
+  std::vector<std::byte> piece(std::min<uint64_t>(tensor.bytes, 1 << 20));
+  for (uint64_t at = 0; at < tensor.bytes; at += piece.size()) {
+    piece.resize(std::min<uint64_t>(piece.size(), tensor.bytes - at));
+    source.read(tensor, {at, at + piece.size()}, piece.data());
+    if (std::any_of(piece.begin(), piece.end(), [](std::byte b) { return b != std::byte{0}; })) return false;
+  }
+  return true;
+}
+
 // What the file holds besides, where leaving it out would change answers: layers and biases that the config does not speak of.
 void check_unused(const Model& model, const Checkpoint& checkpoint, const std::set<std::string_view>& used) {
   const bool gguf = checkpoint.dialect == Dialect::gguf;
@@ -93,7 +107,8 @@ void check_unused(const Model& model, const Checkpoint& checkpoint, const std::s
                              std::to_string(model.shape.layers - 1) + ")");
       }
     }
-    if (tensor.name.ends_with("_proj.bias") || (gguf && tensor.name.ends_with(".bias"))) {
+    const bool bias = tensor.name.ends_with("_proj.bias") || (gguf && tensor.name.ends_with(".bias"));
+    if (bias && !all_zero(*checkpoint.tensors, tensor)) {  // AutoGPTQ writes zeros for biases that a model does not have
       bad_input(where, "is a bias, and this " + std::string(model.family()) + " model has none there (attention_bias or mlp_bias in config.json, or another family)");
     }
   }
@@ -111,6 +126,12 @@ const Format* config_dtype(const nlohmann::json& config) {
 
 }  // namespace
 
+const Format& named_format(const std::string& name, bool double_quant) {
+  const Format& plain = format(name);
+  const auto* four = dynamic_cast<const FourBit*>(&plain);
+  return double_quant && four ? *four_bit(four->codebook(), true, four->block()) : plain;
+}
+
 WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, const FormatOptions& options) {
   const Rules rules = parse(options);
   std::vector<bool> used(rules.modules.size(), false);
@@ -118,11 +139,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
   std::map<std::string, uint64_t> held_bytes;
   std::set<std::string_view> names;
   const Format* fallback = config_dtype(checkpoint.config);
-  if (checkpoint.tensors && checkpoint.config.contains("quantization_config") && !checkpoint.config["quantization_config"].is_null()) {
-    const nlohmann::json& method = checkpoint.config["quantization_config"];
-    const std::string how = method.is_object() && method.contains("quant_method") && method["quant_method"].is_string() ? method["quant_method"].get<std::string>() : method.dump().substr(0, 40);
-    bad_input(checkpoint.config_file + ": quantization_config", "is " + how + ", which cannot be read (give the unquantized checkpoint and --format, or a GGUF file)");
-  }
+  const auto declared = checkpoint.tensors ? std::nullopt : declared_quantization(checkpoint);
   for (WeightId id = 0; id < model.weights.size(); ++id) {
     const WeightRow& row = model.weights[id];
     const TensorInfo* tensor = nullptr;
@@ -140,8 +157,12 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
       check_shape(row, origin, *tensor, checkpoint.tensors->file_name(*tensor));
       stored = find_format(tensor->type);
       if (stored == nullptr) {
-        bad_input(checkpoint.tensors->file_name(*tensor) + ": " + tensor->name, "is of type " + tensor->type + " (floating point or a GGUF block type is needed)");
+        bad_input(checkpoint.tensors->file_name(*tensor) + ": " + tensor->name, "is of type " + tensor->type + " (floating point, a GGUF block type or what quantization_config describes is needed)");
       }
+    }
+    const bool quantizable = row.role == Role::linear || row.role == Role::router;
+    if (declared && quantizable && std::none_of(declared->skipped.begin(), declared->skipped.end(), [&](const auto& module) { return matches(row.name, module); })) {
+      stored = declared->format;
     }
     const Format* held = stored;
     const bool vector = row.role == Role::norm || row.role == Role::bias;
@@ -149,7 +170,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
       bad_input(checkpoint.path + ": " + origin.tensor, "is " + std::string(stored->name()) + " and stored [in, out] (floating point is needed)");
     }
     if (origin.plus != 0) held = &dense_format(DType::f32);  // the sum would be rounded
-    if (rules.all && (row.role == Role::linear || row.role == Role::router)) held = rules.all;
+    if (rules.all && (quantizable || (takes_every_parameter(*rules.all) && origin.plus == 0))) held = rules.all;
     for (size_t i = 0; i < rules.modules.size(); ++i) {
       if (!matches(row.name, rules.modules[i].module)) continue;
       used[i] = true;

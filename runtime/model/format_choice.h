@@ -14,6 +14,9 @@ struct FormatOptions {
   bool double_quant = false;    // nf4 and fp4: quantize the scales too
 };
 
+// `name` as --format takes it for one module; double_quant: nf4 and fp4 with quantized scales. Errors: those of format().
+const Format& named_format(const std::string& name, bool double_quant);
+
 // One entry a weight row. `stored`: as the checkpoint has it (a preset or lone config: its torch_dtype); `held`: on the device.
 struct WeightFormats {
   std::vector<const Format*> stored, held;

@@ -114,19 +114,16 @@ std::vector<std::byte> convert(const Format& from, const Format& to, int64_t row
   const QuantizedView view = view_of(from, rows, cols, source.data());
   const int64_t grain = std::max<int64_t>(1, to.grain(rows, cols).rows);
   int64_t piece = std::max<int64_t>(grain, (int64_t{1} << 20) / std::max<int64_t>(1, cols) / grain * grain);
-  if (components.size() > 2) piece = rows;  // statistics over the whole matrix (double quantization)
+  if (to.reach() == Reach::whole) piece = rows;
   std::vector<float> values(static_cast<size_t>(std::min(piece, rows) * cols));
   for (int64_t first = 0; first < rows; first += piece) {
     const int64_t count = std::min(piece, rows - first);
     from.dequantize(view, first, count, values.data());
-    const auto before = to.ranges(rows, cols, {0, first, 0, cols});
+    const std::vector<Component> before = to.components(first, cols);
     std::vector<std::byte*> out;
     for (size_t i = 0; i < components.size(); ++i) {
-      uint64_t offset = 0;
-      if (first > 0) {
-        for (const ByteRange& range : before[i]) offset += range.size();
-      }
-      out.push_back(result.data() + begin[i] + offset);
+      const bool one_for_all = before[i].bytes == components[i].bytes;  // a code map: every piece writes the same one
+      out.push_back(result.data() + begin[i] + (one_for_all ? 0 : before[i].bytes));
     }
     to.quantize(values.data(), count, cols, out);
   }
@@ -143,24 +140,28 @@ LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle&
     bad_input(blueprint.checkpoint.path, "holds no weights (a directory with safetensors or a .gguf file is needed to run)");
   }
   const int64_t rows = row.rows.size(), cols = row.cols.size();
-  const bool vector = row.role == Role::norm || row.role == Role::bias;
   const auto ranges = held.ranges(rows, cols, part);
-  const bool whole_statistics = ranges.size() > 2;
   LoadedSlice slice;
+  // What has to be read for the statistics of the part to be those of the whole matrix.
+  Rectangle read = part;
+  if (held.reach() != Reach::block) read.col_begin = 0, read.col_end = cols;
+  if (held.reach() == Reach::whole) read.row_begin = 0, read.row_end = rows;
+  const bool as_read = read.rows() == part.rows() && read.cols() == part.cols();
   if (&stored == &held) {
     slice.bytes = std::move(buffer);
     read_stored(blueprint, id, part, slice.bytes);
-  } else if (vector || !whole_statistics) {
+  } else if (as_read) {
     read_stored(blueprint, id, part, buffer);
     slice.bytes = convert(stored, held, part.rows(), part.cols(), buffer);
   } else {
-    // Double quantization takes statistics over the whole tensor: quantize it whole, keep the slice.
-    read_stored(blueprint, id, {0, rows, 0, cols}, buffer);
-    const std::vector<std::byte> all = convert(stored, held, rows, cols, buffer);
-    const std::vector<Component> components = held.components(rows, cols);
+    read_stored(blueprint, id, read, buffer);
+    const std::vector<std::byte> all = convert(stored, held, read.rows(), read.cols(), buffer);
+    const Rectangle within{part.row_begin - read.row_begin, part.row_end - read.row_begin, part.col_begin - read.col_begin, part.col_end - read.col_begin};
+    const auto kept = held.ranges(read.rows(), read.cols(), within);
+    const std::vector<Component> components = held.components(read.rows(), read.cols());
     uint64_t base = 0;
     for (size_t i = 0; i < components.size(); ++i) {
-      for (const ByteRange& range : ranges[i]) {
+      for (const ByteRange& range : kept[i]) {
         slice.bytes.insert(slice.bytes.end(), all.begin() + static_cast<int64_t>(base + range.begin), all.begin() + static_cast<int64_t>(base + range.end));
       }
       base += components[i].bytes;

@@ -6,6 +6,7 @@
 #include "runtime/model/checkpoint/config.h"
 #include "runtime/model/checkpoint/gguf.h"
 #include "runtime/model/checkpoint/gguf_config.h"
+#include "runtime/model/checkpoint/quantized.h"
 #include "runtime/model/checkpoint/safetensors.h"
 #include "runtime/model/checkpoint/sha256.h"
 
@@ -116,6 +117,7 @@ Checkpoint open_checkpoint(const std::string& path) {
       break;
   }
   out.digest = checkpoint_digest(out.config, out.tensors.get());
+  if (out.dialect == Dialect::huggingface) out.tensors = open_quantized(std::move(out.tensors), out.config, out.config_file);
   return out;
 }
 

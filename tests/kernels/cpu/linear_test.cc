@@ -121,6 +121,12 @@ Input from_token(const Input& in, int64_t token) {
 }
 
 std::vector<const Format*> formats_of(const LinearKernel& kernel) {
+  if (kernel.format == "nf4") return {&format("nf4"), &format("nf4:128")};
+  if (kernel.format == "fp8") return {&format("fp8"), &format("fp8:128")};
+  if (kernel.format == "int4" || kernel.format == "int8_group") {
+    const std::string name(kernel.format);
+    return {&format(name), &format(name + ":32"), &format(name + ":row")};
+  }
   if (!kernel.format.empty()) return {&format(kernel.format)};
   return {&format("q5_1"), &format("q4_0"), &format("nf4_dq"), &format("q3_k")};
 }
@@ -292,6 +298,24 @@ TEST_F(Linear, SlicesOfNestedFormats) {
   }
 }
 
+// E4M3 has codes that are no numbers: a product with one is none.
+TEST_F(Linear, Fp8KeepsWhatIsNotANumberInSight) {
+  std::mt19937 random(kSeed + 5);
+  for (const char* name : {"fp8", "fp8_tensor", "fp8:128"}) {
+    Matrix m = make_matrix(format(name), 3, 260, random);
+    m.stored[0][260 + 130] = std::byte{0xff};
+    for (const Features& features : machines()) {
+      const LinearKernel& kernel = choose_linear(format(name), Activations::fp32, features);
+      const auto resident = pack(kernel, m);
+      const Activation x = make_activation(1, 260, features, random);
+      float y[3];
+      kernel.multiply(resident->data, 3, 260, x.input, 1, 0, 1, y, 3);
+      EXPECT_FALSE(std::isnan(y[0]));
+      EXPECT_TRUE(std::isnan(y[1])) << kernel.name;
+    }
+  }
+}
+
 TEST_F(Linear, ChoosesByFormatActivationAndProcessor) {
   EXPECT_STREQ(choose_linear(format("q4_1"), Activations::int8, {}).name, "any_fp32_oracle");
   EXPECT_STREQ(choose_linear(format("q4_1"), Activations::int8, {.avx2 = true}).name, "q4_1_int8_avx2");
@@ -307,6 +331,9 @@ TEST_F(Linear, ResidentBytesAreStoredBytesWhereRowsAndColumnsFillTiles) {
     const auto b = choose_linear(format(name), Activations::fp32, {.avx2 = true}).resident(format(name), 576, 1536);
     EXPECT_EQ(b.weights + b.scales, stored_bytes(format(name), 576, 1536)) << name;
   }
+  const auto int8 = choose_linear(format("int8"), Activations::int8, {.avx2 = true}).resident(format("int8"), 576, 1536);
+  EXPECT_EQ(int8.weights, 576u * 1536);
+  EXPECT_EQ(int8.scales, 576u * 4);
   const auto nf4 = choose_linear(format("nf4"), Activations::fp32, {.avx2 = true}).resident(format("nf4"), 4096, 4096);
   EXPECT_EQ(nf4.weights, 4096u * 4096 / 2);
   EXPECT_EQ(nf4.scales, 4096u * 4096 / 16 + 128);

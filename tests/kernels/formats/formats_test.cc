@@ -10,6 +10,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/formats/format.h"
+#include "kernels/formats/fp8.h"
 #include "kernels/formats/nf4.h"
 #include "tests/kernels/formats/fixture.h"
 
@@ -84,6 +85,15 @@ TEST(Formats, NamesAreUniqueAndFound) {
   EXPECT_THROW(dense_format(DType::i8), Error);
 }
 
+TEST(Formats, BlocksInTheName) {
+  EXPECT_EQ(find_format("nf4:64"), find_format("nf4"));
+  EXPECT_EQ(find_format("fp4_dq:256")->name(), "fp4_dq:256");
+  EXPECT_EQ(find_format("fp4_dq:256")->block(), 256);
+  EXPECT_EQ(family(*find_format("fp4_dq:256")), "fp4_dq");
+  for (const char* name : {"nf4:48", "nf4:", "nf4:16", "nf4:8192", "nf4:64x", "q4_0:32", ":64", "bf16:1"}) EXPECT_EQ(find_format(name), nullptr) << name;
+  EXPECT_THAT([] { format("nf4:48"); }, testing::ThrowsMessage<Error>(testing::HasSubstr("32, 64, 128")));
+}
+
 TEST(Formats, RefusesShapesByName) {
   for (const char* name : {"q4_0", "q8_0", "q6_k"}) {
     EXPECT_THAT([&] { format(name).components(3, 33); }, testing::ThrowsMessage<Error>(testing::HasSubstr("[3, 33]")));
@@ -149,6 +159,101 @@ TEST(Formats, FourBitEqualsBitsandbytes) {
   }
 }
 
+TEST(Formats, Int8EqualsBitsandbytes) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/int8/cases.safetensors");
+  const Format& f = format("int8");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6);
+    const Tensor& input = tensors.at(key);
+    std::vector<float> source(static_cast<size_t>(codes.shape[0] * codes.shape[1]));
+    widen(dtype_of(input.dtype), input.bytes.data(), source.size(), source.data());
+    const Stored s = quantize(f, source, codes.shape[0], codes.shape[1]);
+    EXPECT_EQ(s.bytes[0], codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".SCB").bytes);
+    EXPECT_EQ(bits(dequantize(s.view)), bits(tensors.at(key + ".values").as<float>()));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 28);
+}
+
+TEST(Formats, Fp8EqualsTorch) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/fp8/cases.safetensors");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6), input = key.substr(0, key.find('.'));
+    const Stored s = quantize(format(key.substr(key.find('.') + 1)), tensors.at(input).as<float>(), codes.shape[0], codes.shape[1]);
+    EXPECT_EQ(s.bytes[0], codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".scale").bytes);
+    EXPECT_EQ(bits(dequantize(s.view)), bits(tensors.at(key + ".values").as<float>()));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 21);
+  // Every code, every number between two codes, both neighbours of it.
+  const Tensor& numbers = tensors.at("numbers");
+  const auto values = numbers.as<float>();
+  const auto& expected = tensors.at("numbers_codes").bytes;
+  for (size_t i = 0; i < values.size(); ++i) EXPECT_EQ(float_to_e4m3(values[i]), static_cast<uint8_t>(expected[i])) << values[i];
+}
+
+TEST(Formats, AbsmaxAndItsKinEqualTheirFormulas) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/absmax/cases.safetensors");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6), input = key.substr(0, key.find('.'));
+    const Stored s = quantize(format(key.substr(key.find('.') + 1)), tensors.at(input).as<float>(), codes.shape[0], codes.shape[1]);
+    EXPECT_EQ(s.bytes[0], codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".scale").bytes);
+    if (s.bytes.size() > 2) {
+      EXPECT_EQ(s.bytes[2], tensors.at(key + ".zero").bytes);
+    }
+    EXPECT_EQ(dequantize(s.view), tensors.at(key + ".values").as<float>());
+    ++compared;
+  }
+  EXPECT_EQ(compared, 24);
+  for (const char* name : {"absmax", "absmax_row", "zeropoint", "minmax"}) {  // zeros stay zeros
+    const std::vector<float> zeros(15, 0.0f);
+    EXPECT_EQ(dequantize(quantize(format(name), zeros, 3, 5).view), zeros) << name;
+  }
+}
+
+TEST(Formats, Int4EqualsQuanto) {
+  const auto tensors = read_safetensors(TANDEM_FIXTURES "/int4/cases.safetensors");
+  int compared = 0;
+  for (const auto& [name, codes] : tensors) {
+    if (!name.ends_with(".codes")) continue;
+    SCOPED_TRACE(name);
+    const std::string key = name.substr(0, name.size() - 6);
+    const int64_t rows = codes.shape[0], cols = codes.shape[1];
+    const Stored s = quantize(format(name.substr(0, name.find('.'))), tensors.at(key).as<float>(), rows, cols);
+    std::vector<std::byte> unpacked;
+    for (const std::byte b : s.bytes[0]) unpacked.insert(unpacked.end(), {b & std::byte{15}, b >> 4});
+    EXPECT_EQ(unpacked, codes.bytes);
+    EXPECT_EQ(s.bytes[1], tensors.at(key + ".scale").bytes);
+    EXPECT_EQ(s.bytes[2], tensors.at(key + ".shift").bytes);
+    EXPECT_EQ(bits(dequantize(s.view)), bits(tensors.at(key + ".values").as<float>()));
+    ++compared;
+  }
+  EXPECT_EQ(compared, 5);
+}
+
+TEST(Formats, GroupsOfOneValue) {
+  for (const char* name : {"int4", "int8_group", "int4:row", "int8_group:row"}) {
+    const std::vector<float> values(2 * 128, -0.37f);
+    EXPECT_EQ(dequantize(quantize(format(name), values, 2, 128).view), values) << name;
+  }
+  EXPECT_EQ(find_format("int4:row")->name(), "int4:row");
+  EXPECT_EQ(find_format("nf4:row"), nullptr);
+  EXPECT_THROW(format("int4").components(3, 96), Error);
+  EXPECT_THROW(format("int4:row").components(3, 33), Error);
+}
+
 TEST(Formats, GgufBlocksEqualTheGgufPackage) {
   const auto tensors = read_safetensors(TANDEM_FIXTURES "/gguf/blocks.safetensors");
   int compared = 0;
@@ -197,7 +302,9 @@ TEST(Formats, MeanFollowsTorch) {
 }
 
 TEST(Formats, SlicesDequantizeToTheirPartOfTheWhole) {
-  for (const Format* f : formats()) {
+  std::vector<const Format*> all(formats().begin(), formats().end());
+  for (const char* name : {"nf4:128", "fp4_dq:32", "nf4_dq:256", "int4:32", "int4:row", "int8_group:row", "fp8:128"}) all.push_back(&format(name));
+  for (const Format* f : all) {
     for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{37, 512}, {70, 1280}, {9, 256}, {64, 96}, {40, 41}, {129, 64}}) {
       try {
         f->components(rows, cols);

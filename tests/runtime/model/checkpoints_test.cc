@@ -79,9 +79,20 @@ INSTANTIATE_TEST_SUITE_P(Tiny, Checkpoint,
                                            Case{"gguf/llama-tiny.gguf", "gguf/llama-tiny"}, Case{"gguf/llama-tiny-split-00001-of-00002.gguf", "gguf/llama-tiny"},
                                            Case{"gguf/mixtral-tiny.gguf", "gguf/mixtral-tiny"}, Case{"gguf/llama-q4.gguf", "gguf/llama-q4"},
                                            Case{"gguf/llama-k.gguf", "gguf/llama-k"},
+                                           // Quantized before they were saved.
+                                           Case{"nf4/llama-tiny-nf4", "nf4/llama-tiny-nf4"}, Case{"nf4/llama-tiny-nf4-double", "nf4/llama-tiny-nf4-double"},
+                                           Case{"nf4/mixtral-tiny-nf4", "nf4/mixtral-tiny-nf4"}, Case{"bnb/fp4-double-bf16", "bnb/fp4-double-bf16"},
+                                           Case{"bnb/mixed", "bnb/mixed"}, Case{"int8/llama-int8", "int8/llama-int8"},
+                                           Case{"gptq/llama-4bit-v1", "gptq/llama-4bit-v1"}, Case{"gptq/llama-mixed-v2", "gptq/llama-mixed-v2"},
+                                           Case{"awq/llama-gemm", "awq/llama-gemm"},
+                                           Case{"fp8/llama-blocks", "fp8/llama-blocks"}, Case{"fp8/llama-tensors", "fp8/llama-tensors"},
+                                           Case{"fp8/llama-channels", "fp8/llama-channels"}, Case{"ct/llama-packed", "ct/llama-packed"},
+                                           Case{"ct/llama-int8", "ct/llama-int8"},
                                            // Quantized while loading, against what transformers and bitsandbytes make of the same weights.
                                            Case{"llama-tiny", "nf4/llama-tiny-nf4", "nf4"}, Case{"llama-tiny", "nf4/llama-tiny-nf4-double", "nf4", true},
-                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}),
+                                           Case{"mixtral-tiny", "nf4/mixtral-tiny-nf4", "nf4"}, Case{"llama-tiny", "int8/llama-tiny-on-load", "int8"},
+                                           Case{"llama-tiny", "fp8/llama-tiny-on-load", "fp8"}, Case{"llama-tiny", "absmax/llama-tiny-absmax", "absmax"},
+                                           Case{"llama-tiny", "absmax/llama-tiny-zeropoint", "zeropoint"}),
                          [](const auto& info) {
                            const bool same = info.param.model.find(info.param.expected) != std::string::npos || info.param.format != "keep" || info.param.model.starts_with("gguf");
                            std::string name = (same ? info.param.model : info.param.expected) + (info.param.format == "keep" ? "" : "_" + info.param.format) + (info.param.double_quant ? "_double" : "");

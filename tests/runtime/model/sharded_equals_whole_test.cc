@@ -10,7 +10,7 @@
 namespace tandem::testing {
 namespace {
 
-struct Split { const char* model; int pp, ep, tp; };
+struct Split { const char* model; int pp, ep, tp, vocab = 490; };
 
 std::string fixture(const std::string& path) { return std::string(TANDEM_FIXTURES) + "/" + path; }
 
@@ -19,7 +19,7 @@ class Sharded : public ::testing::TestWithParam<Split> {};
 TEST_P(Sharded, EqualsWhole) {
   const Split& split = GetParam();
   std::vector<int32_t> prompt;
-  for (int32_t i = 0; i < 29; ++i) prompt.push_back((i * 37 + 11) % 490);
+  for (int32_t i = 0; i < 29; ++i) prompt.push_back((i * 37 + 11) % split.vocab);
   const RunOptions whole{.chunk = 16};
   RunOptions parts = whole;
   parts.pp = split.pp;
@@ -53,6 +53,9 @@ std::vector<Split> splits() {
         }
       }
     }
+  }
+  for (const char* model : {"bnb/mixed", "bnb/fp4-double-bf16", "int8/llama-int8", "gptq/llama-4bit-v1", "gptq/llama-mixed-v2", "awq/llama-gemm", "fp8/llama-blocks", "fp8/llama-tensors", "fp8/llama-channels", "ct/llama-packed", "ct/llama-int8"}) {
+    for (const auto& [pp, tp] : {std::pair{2, 1}, {1, 2}, {2, 2}}) all.push_back({model, pp, 1, tp});
   }
   return all;
 }
@@ -98,7 +101,10 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Sharded,
                                            Split{"gpt2-tiny", 2, 1, 1}, Split{"gpt2-tiny", 1, 1, 3}, Split{"gpt2-tiny", 2, 1, 3},
                                            Split{"opt-tiny", 2, 1, 1}, Split{"opt-tiny", 2, 1, 3},
                                            Split{"opt-after", 2, 1, 1}, Split{"opt-after", 2, 1, 3},
-                                           Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}),
+                                           Split{"gguf/mixtral-tiny.gguf", 2, 1, 1}, Split{"bnb/mixed", 2, 1, 1, 96}, Split{"int8/llama-int8", 2, 1, 1, 96},
+                                           Split{"int8/llama-int8", 1, 1, 2, 96}, Split{"gptq/llama-4bit-v1", 2, 1, 1, 96}, Split{"gptq/llama-4bit-v1", 1, 1, 2, 96},
+                                           Split{"gptq/llama-mixed-v2", 1, 1, 2, 96}, Split{"awq/llama-gemm", 2, 1, 2, 96}, Split{"fp8/llama-tensors", 1, 1, 2, 96}, Split{"fp8/llama-blocks", 2, 1, 1, 96}, Split{"fp8/llama-channels", 1, 1, 2, 96},
+                                           Split{"ct/llama-packed", 1, 1, 2, 96}, Split{"ct/llama-int8", 2, 1, 2, 96}),
                          [](const auto& info) {
                            std::string name = info.param.model;
                            for (char& c : name) {

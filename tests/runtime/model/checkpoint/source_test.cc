@@ -159,7 +159,7 @@ TEST(OpenCheckpoint, StackedExperts) {
 
 TEST(OpenCheckpoint, QuantizedCheckpointsOpen) {
   const Checkpoint nf4 = open_checkpoint(fixture("nf4/llama-tiny-nf4"));
-  EXPECT_EQ(nf4.tensors->find("model.layers.0.mlp.down_proj.weight")->type, "u8");
+  EXPECT_EQ(nf4.tensors->find("model.layers.0.mlp.down_proj.weight")->type, "nf4");
   EXPECT_NE(nf4.tensors->find("model.layers.0.mlp.down_proj.weight.absmax"), nullptr);
   const Checkpoint k = open_checkpoint(fixture("gguf/llama-k.gguf"));
   EXPECT_EQ(k.tensors->find("token_embd.weight")->type, "q4_k");

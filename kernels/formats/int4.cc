@@ -1,0 +1,117 @@
+#include "kernels/formats/int4.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/base/error.h"
+#include "kernels/formats/blockwise.h"
+
+namespace tandem {
+namespace {
+
+constexpr int64_t kUsualGroup = 128;
+enum Part { kCodes, kScale, kShift };
+
+float load(const std::byte* from, int64_t index) {
+  float value;
+  std::memcpy(&value, from + index * static_cast<int64_t>(sizeof value), sizeof value);
+  return value;
+}
+void store(std::byte* to, int64_t index, float value) {
+  std::memcpy(to + index * static_cast<int64_t>(sizeof value), &value, sizeof value);
+}
+
+}  // namespace
+
+std::vector<Component> GroupInts::components(int64_t rows, int64_t cols) const {
+  const int64_t count = element_count(name_, rows, cols), group = std::max<int64_t>(1, this->group(cols));
+  if (cols % block() != 0) {
+    bad_input(name_, "cannot hold [" + std::to_string(rows) + ", " + std::to_string(cols) + "]: " + std::to_string(cols) +
+                         " is not a multiple of " + std::to_string(block()));
+  }
+  const uint64_t scales = static_cast<uint64_t>(rows * (cols / group)) * sizeof(float);
+  return {{"", DType::u8, static_cast<uint64_t>(count / 8 * bits_), false},
+          {".scale", DType::f32, scales, true},
+          {".shift", DType::f32, scales, true}};
+}
+
+std::vector<std::vector<ByteRange>> GroupInts::ranges(int64_t, int64_t cols, const Rectangle& part) const {
+  std::vector<std::vector<ByteRange>> list(3);
+  if (part.rows() <= 0 || part.cols() <= 0) return list;
+  // Bytes [begin, end) of every row of `row` bytes.
+  const auto add = [&](size_t component, int64_t row, int64_t begin, int64_t end) {
+    const auto range = [&](int64_t from, int64_t to) {
+      list[component].push_back({static_cast<uint64_t>(from), static_cast<uint64_t>(to)});
+    };
+    if (begin == 0 && end == row) return range(part.row_begin * row, part.row_end * row);
+    for (int64_t r = part.row_begin; r < part.row_end; ++r) range(r * row + begin, r * row + end);
+  };
+  add(kCodes, cols * bits_ / 8, part.col_begin * bits_ / 8, part.col_end * bits_ / 8);
+  const int64_t group = this->group(cols), bytes = sizeof(float);
+  for (const Part scales : {kScale, kShift})
+    add(scales, cols / group * bytes, part.col_begin / group * bytes, (part.col_end + group - 1) / group * bytes);
+  return list;
+}
+
+void GroupInts::quantize(const float* source, int64_t rows, int64_t cols, std::span<std::byte* const> out) const {
+  const int64_t group = std::max<int64_t>(1, this->group(cols));
+  const auto most = static_cast<float>((1 << bits_) - 1);
+  auto* codes = reinterpret_cast<uint8_t*>(out[kCodes]);
+  for (int64_t g = 0; g < rows * cols / group; ++g) {
+    const float* values = source + g * group;
+    const auto [low, high] = std::minmax_element(values, values + group);
+    const float scale = (*high - *low) / most, shift = -*low;
+    store(out[kScale], g, scale);
+    store(out[kShift], g, shift);
+    for (int64_t i = 0; i < group; ++i) {
+      const float code = std::nearbyint((values[i] + shift) / scale);  // no number where all values are one: code 0
+      const auto bounded = static_cast<uint8_t>(!(code > 0) ? 0 : code > most ? most : code);
+      const int64_t at = g * group + i;
+      if (bits_ == 8) {
+        codes[at] = bounded;
+      } else {
+        codes[at / 2] = static_cast<uint8_t>(i % 2 == 0 ? bounded : codes[at / 2] | bounded << 4);
+      }
+    }
+  }
+}
+
+void GroupInts::dequantize(const QuantizedView& matrix, int64_t row, int64_t count, float* out) const {
+  const int64_t group = this->group(matrix.cols), groups = group > 0 ? matrix.cols / group : 0;
+  const auto* codes = reinterpret_cast<const uint8_t*>(matrix.data[kCodes]);
+  for (int64_t g = row * groups; g < (row + count) * groups; ++g) {
+    const float scale = load(matrix.data[kScale], g), shift = load(matrix.data[kShift], g);
+    for (int64_t at = g * group; at < (g + 1) * group; ++at) {
+      const int code = bits_ == 8 ? codes[at] : at % 2 == 0 ? codes[at / 2] & 15 : codes[at / 2] >> 4;
+      const float product = scale * static_cast<float>(code);
+      *out++ = product - shift;
+    }
+  }
+}
+
+const GroupInts* group_ints(int bits, int64_t group) {
+  static const std::vector<GroupInts> all = [] {
+    std::vector<GroupInts> list;
+    for (const int b : {4, 8}) {
+      const std::string name = b == 4 ? "int4" : "int8_group";
+      for (int64_t size = 32; size <= 1024; size *= 2)
+        list.emplace_back(size == kUsualGroup ? name : name + ":" + std::to_string(size), b, size);
+      list.emplace_back(name + ":row", b, kWholeRow);
+    }
+    return list;
+  }();
+  for (const GroupInts& format : all) {
+    if (format.bits_ == bits && format.group_ == group) return &format;
+  }
+  return nullptr;
+}
+
+const Format* GroupInts::with_block(int64_t block) const { return group_ints(bits_, block); }
+
+std::span<const Format* const> group_int_formats() {
+  static const Format* const list[] = {group_ints(4, kUsualGroup), group_ints(8, kUsualGroup)};
+  return list;
+}
+
+}  // namespace tandem
