@@ -8,16 +8,21 @@
 namespace tandem {
 namespace {
 
-// llama.cpp keeps Llama-3's rope factors in a small tensor instead of the metadata; the family wants them in its config.
+// llama.cpp keeps rope factors in small tensors instead of the metadata; the family wants them in its config.
 void read_rope_factors(Checkpoint& checkpoint) {
   auto scaling = checkpoint.config.find("rope_scaling");
-  if (scaling == checkpoint.config.end() || !scaling->is_object() || scaling->value("rope_type", "") != "gguf_factors") return;
-  const std::string name = scaling->value("tensor", "rope_freqs.weight");
-  const TensorInfo* tensor = checkpoint.tensors ? checkpoint.tensors->find(name) : nullptr;
-  if (tensor == nullptr || tensor->type != "fp32" || tensor->bytes > 64 * 1024) bad_input(checkpoint.path + ": " + name, "is not a small fp32 tensor (rope factors)");
-  std::vector<float> factors(tensor->bytes / 4);
-  checkpoint.tensors->read(*tensor, {0, tensor->bytes}, factors.data());
-  (*scaling)["factors"] = factors;
+  if (scaling == checkpoint.config.end() || !scaling->is_object()) return;
+  struct Row { const char *type, *tensor, *factors; };
+  constexpr Row kRows[] = {{"gguf_factors", "tensor", "factors"}, {"gguf_longrope", "short_tensor", "short_factor"}, {"gguf_longrope", "long_tensor", "long_factor"}};
+  for (const Row& row : kRows) {
+    if (scaling->value("rope_type", "") != row.type) continue;
+    const std::string name = scaling->value(row.tensor, "");
+    const TensorInfo* tensor = checkpoint.tensors ? checkpoint.tensors->find(name) : nullptr;
+    if (tensor == nullptr || tensor->type != "fp32" || tensor->bytes > 64 * 1024) bad_input(checkpoint.path + ": " + name, "is not a small fp32 tensor (rope factors)");
+    std::vector<float> factors(tensor->bytes / 4);
+    checkpoint.tensors->read(*tensor, {0, tensor->bytes}, factors.data());
+    (*scaling)[row.factors] = factors;
+  }
 }
 
 Use use_of(const Model& model, WeightId id) {

@@ -489,7 +489,7 @@ std::vector<Case> cases() {
       {"DecodeNegative", "tokenize %/dir --decode -1", nothing(), "--decode", "-1"},
       {"TokenizeLoneConfig", "tokenize %/dir/config.json --prompt x", nothing(), "%/dir/config.json", "tokenizer"},
       {"InspectTensor", "inspect %/dir --tensor nope --dequantize -o %/x.npy", nothing(), "--tensor", "nope"},
-      {"InspectTensorOfPreset", "inspect preset:gpt2 --tensor wte.weight --dequantize -o %/x.npy", nothing(), "preset:gpt2", ""},
+      {"InspectTensorOfPreset", "inspect preset:gpt3 --tensor wte.weight --dequantize -o %/x.npy", nothing(), "preset:gpt3", ""},
       {"InspectTensorPresetLlama", "inspect preset:llama-3.2-1b --tensor model.norm.weight --dequantize -o %/x.npy", nothing(), "preset:llama-3.2-1b", "weights"},
       {"InspectTensorFormat", "inspect %/dir --tensor model.norm.weight --dequantize --format q9 -o %/x.npy", nothing(), "--format", "q9"},
       {"InspectTensorCut", "inspect %/dir --tensor model.norm.weight --dequantize -o %/x.npy", cut(weights, 500000), "%/dir/model.safetensors", ""},

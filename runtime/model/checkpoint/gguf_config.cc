@@ -184,6 +184,11 @@ json gguf_config(const Storage& file, const GgufHeader& header, const TensorSour
       rotary && head_dim.is_number_integer() && head_dim != *rotary && head_dim > 0) {
     config["partial_rotary_factor"] = static_cast<double>(*rotary) / head_dim.get<double>();
   }
+  if (*architecture == "gemma2" && hidden && heads.is_number_integer() && heads.get<int64_t>() > 0) {
+    // The file does not say how scores are scaled. As llama.cpp has it: by the head's size, but the 27B model (46 layers) by hidden / heads.
+    constexpr int kLayers27B = 46;
+    config["query_pre_attn_scalar"] = config.value("num_hidden_layers", json()) == json(kLayers27B) ? json(*hidden / heads.get<int64_t>()) : config.value("head_dim", json());
+  }
   for (const auto& [key, name] : {std::pair{"bos", "bos_token_id"}, {"eos", "eos_token_id"}, {"padding", "pad_token_id"}}) {
     if (const auto id = metadata.get_as<int64_t>("tokenizer.ggml." + std::string(key) + "_token_id", "an integer")) config[name] = *id;
   }

@@ -1,7 +1,5 @@
 #include "runtime/model/models/experts.h"
 
-#include <algorithm>
-
 namespace tandem {
 
 void Experts::declare(Model& model, int layer) const {
@@ -31,6 +29,18 @@ void Experts::record(int layer, Recorder& r, Activation activation, SharedSlices
   }
   r.program().moe(r.weight(layer, router), std::move(gates), std::move(ups), std::move(downs), count, static_cast<int32_t>(begin), top_k, normalize,
                   activation, shared);
+}
+
+Experts qwen_experts(const Config& config, int32_t usual_top_k) {
+  Experts experts;
+  // transformers 5 writes the second name.
+  experts.count = static_cast<int32_t>(config.integer(config.has("num_experts") ? "num_experts" : "num_local_experts", 1, 4096));
+  experts.top_k = static_cast<int32_t>(config.integer("num_experts_per_tok", 1, experts.count, usual_top_k));
+  experts.normalize = config.boolean("norm_topk_prob", false);
+  experts.ffn = config.integer("moe_intermediate_size", 1, 1 << 24);
+  experts.router = "mlp.gate", experts.experts = "mlp.experts";
+  experts.gate = "gate_proj", experts.up = "up_proj", experts.down = "down_proj";
+  return experts;
 }
 
 std::vector<bool> sparse_layers(const Config& config) {

@@ -18,7 +18,8 @@ struct Experts {
   void record(int layer, Recorder& record, Activation activation, SharedSlices shared = {}) const;
 };
 
-// Qwen's choice of layers that have experts: decoder_sparse_step and mlp_only_layers.
+// Qwen's experts, and its choice of layers that have them: decoder_sparse_step and mlp_only_layers.
+Experts qwen_experts(const Config& config, int32_t usual_top_k);
 std::vector<bool> sparse_layers(const Config& config);
 
 }  // namespace tandem

@@ -9,13 +9,7 @@ namespace {
 
 class Qwen2Moe final : public Llama {
  public:
-  Qwen2Moe(const Config& config, const Traits& traits) : Llama(config, traits, "qwen2_moe"), sparse_(traits.own_mlp) {
-    experts_.count = static_cast<int32_t>(config.integer("num_experts", 1, 4096));
-    experts_.top_k = static_cast<int32_t>(config.integer("num_experts_per_tok", 1, experts_.count, 4));
-    experts_.normalize = config.boolean("norm_topk_prob", false);
-    experts_.ffn = config.integer("moe_intermediate_size", 1, 1 << 24);
-    experts_.router = "mlp.gate", experts_.experts = "mlp.experts";
-    experts_.gate = "gate_proj", experts_.up = "up_proj", experts_.down = "down_proj";
+  Qwen2Moe(const Config& config, const Traits& traits) : Llama(config, traits, "qwen2_moe"), sparse_(traits.own_mlp), experts_(qwen_experts(config, 4)) {
     const int64_t shared = config.integer("shared_expert_intermediate_size", 1, 1 << 24);
     for (int layer = 0; layer < shape.layers; ++layer) {
       if (!sparse_[static_cast<size_t>(layer)]) continue;
@@ -35,7 +29,7 @@ class Qwen2Moe final : public Llama {
 
  private:
   const std::vector<bool> sparse_;
-  Experts experts_;
+  const Experts experts_;
 };
 
 }  // namespace

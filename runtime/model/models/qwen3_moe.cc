@@ -8,14 +8,7 @@ namespace {
 
 class Qwen3Moe final : public Llama {
  public:
-  Qwen3Moe(const Config& config, const Traits& traits) : Llama(config, traits, "qwen3_moe"), sparse_(traits.own_mlp) {
-    // transformers 5 writes the second name.
-    experts_.count = static_cast<int32_t>(config.integer(config.has("num_experts") ? "num_experts" : "num_local_experts", 1, 4096));
-    experts_.top_k = static_cast<int32_t>(config.integer("num_experts_per_tok", 1, experts_.count, 8));
-    experts_.normalize = config.boolean("norm_topk_prob", false);
-    experts_.ffn = config.integer("moe_intermediate_size", 1, 1 << 24);
-    experts_.router = "mlp.gate", experts_.experts = "mlp.experts";
-    experts_.gate = "gate_proj", experts_.up = "up_proj", experts_.down = "down_proj";
+  Qwen3Moe(const Config& config, const Traits& traits) : Llama(config, traits, "qwen3_moe"), sparse_(traits.own_mlp), experts_(qwen_experts(config, 8)) {
     for (int layer = 0; layer < shape.layers; ++layer) {
       if (sparse_[static_cast<size_t>(layer)]) experts_.declare(*this, layer);
     }
@@ -28,7 +21,7 @@ class Qwen3Moe final : public Llama {
 
  private:
   const std::vector<bool> sparse_;
-  Experts experts_;
+  const Experts experts_;
 };
 
 }  // namespace

@@ -114,7 +114,7 @@ Rope longrope(const Context& c, const char* key) {
 Rope short_rope(const Context& c) { return longrope(c, "short_factor"); }
 
 struct Kind { std::string_view name; Rope (*make)(const Context&); };
-constexpr Kind kKinds[] = {{"default", unscaled}, {"linear", linear}, {"llama3", llama3}, {"yarn", yarn}, {"dynamic", unscaled}, {"longrope", short_rope}, {"su", short_rope}, {"gguf_factors", gguf_factors}};
+constexpr Kind kKinds[] = {{"default", unscaled}, {"linear", linear}, {"llama3", llama3}, {"yarn", yarn}, {"dynamic", unscaled}, {"longrope", short_rope}, {"su", short_rope}, {"gguf_longrope", short_rope}, {"gguf_factors", gguf_factors}};
 
 std::string type_of(const Config& rope) { return rope.text("rope_type", rope.text("type", "default")); }
 

@@ -7,7 +7,7 @@ namespace tandem {
 
 // Frequencies for heads of head_dim elements. rope_type: default, linear, llama3, yarn, dynamic (equals default up to the original
 // context, beyond which it is refused by limit_context), longrope (a second set of factors beyond the original context; a cached key cannot
-// change its rotation, so the set goes by the longest sequence that will be run), gguf_factors (llama.cpp's tensor of factors).
+// change its rotation, so the set goes by the longest sequence that will be run), gguf_factors and gguf_longrope (llama.cpp's tensors of factors).
 // Source: transformers modeling_rope_utils.py. Errors: Code::invalid_argument naming the key.
 struct Ropes {
   Rope usual, extended;  // extended: of sequences that may grow past `original` tokens

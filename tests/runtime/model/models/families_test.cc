@@ -63,6 +63,19 @@ TEST(Families, RefuseWhatIsMissingOrWrong) {
   }
 }
 
+// As published: what transformers counts.
+TEST(Families, ParametersOfPresets) {
+  const std::pair<const char*, int64_t> cases[] = {{"mistral-7b", 7241732096}, {"qwen2-7b", 7615616512}, {"qwen3-8b", 8190735360},
+                                                   {"qwen3-30b-a3b", 30532122624}, {"qwen1.5-moe-a2.7b", 14315784192}, {"phi-3-mini-4k", 3821079552},
+                                                   {"gemma-2-2b", 2614341888}, {"gpt2", 124439808}, {"opt-125m", 125239296}};
+  for (const auto& [name, parameters] : cases) {
+    const auto model = make_model(preset_config(name), name);
+    int64_t elements = 0;
+    for (const WeightRow& row : model->weights.rows()) elements += row.tied_to == kNoWeight ? row.elements() : 0;
+    EXPECT_EQ(elements, parameters) << name;
+  }
+}
+
 std::vector<int64_t> windows(const nlohmann::json& config) {
   const auto model = make_model(config, "config.json");
   std::vector<int64_t> windows(static_cast<size_t>(model->shape.layers));
