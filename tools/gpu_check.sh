@@ -1,23 +1,25 @@
 #!/bin/bash
 # Is Tandem right and fast on this machine's GPUs? Needs a bundle (tools/bundle.sh) with tandem, serve_bench and, for the kernel tests,
 # kernels_cuda_test and sharding_comm_test; Python 3; the fixtures of this checkout. Never stops at the first failure; a table comes last.
-#   tools/gpu_check.sh BUNDLE [--quick] [--correctness] [--bench] [--two] [--device cuda] [--logs FOLDER]
+#   tools/gpu_check.sh BUNDLE [--quick] [--correctness] [--bench] [--two] [--only REGEX] [--device cuda] [--logs FOLDER]
 #     --correctness  kernel tests; tiny checkpoints against transformers, larger ones against the CPU, batches, chunks, repeats
 #     --bench        speeds of large models with synthetic weights
 #     --two          the same over two GPUs: NCCL, pp, tp and ep, threads and processes
 #     --quick        of each a few minutes' worth; without any of the three above: correctness and bench
+#     --only REGEX   of these, the parts whose names match
 #     --device cpu   for trying this script
 # Exit code: 0 all passed, 1 something failed, 2 wrong usage.
 set -u
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-bundle= quick= correctness= bench= two= device=cuda logs=
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+bundle= quick= correctness= bench= two= only= device=cuda logs=
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=1 ;;
     --correctness) correctness=1 ;;
     --bench) bench=1 ;;
     --two) two=1 ;;
+    --only) only=${2-}; shift ;;
     --device) device=${2-}; shift ;;
     --logs) logs=${2-}; shift ;;
     -*) usage ;;
@@ -44,6 +46,7 @@ rows=()
 row() { rows+=("$(printf '%-6s %-44s %6s  %s' "$@")"); echo "${rows[-1]}"; }
 part() {  # NAME SECONDS COMMAND...
   local name=$1 limit=$2 log started=$SECONDS code result=ok
+  [[ -z $only || $name =~ $only ]] || return 0
   shift 2
   log=$logs/$(echo "$name" | tr -c 'A-Za-z0-9.\n' _).log
   timeout -k 5 "$limit" bash -c '"$@"' part "$@" >"$log" 2>&1
@@ -244,6 +247,7 @@ export -f start_server stop_server asked alone descendants gpu_memory served sur
 
 speed() {  # NAME SECONDS OPTION... (of bench)
   local name=$1 limit=$2 log code started=$SECONDS
+  [[ -z $only || $name =~ $only ]] || return 0
   shift 2
   log=$logs/bench_$(echo "$name" | tr -c 'A-Za-z0-9.\n' _).log
   timeout -k 5 "$limit" "$run" tandem bench --device "$device" --json "$@" >"$log" 2>"$log.err"
@@ -274,10 +278,12 @@ check_correctness() {
   part "llama-tiny nf4 double" 60 against_transformers llama-tiny nf4/llama-tiny-nf4-double --format nf4 --double-quant "${on[@]}"
   part "mixtral-tiny" 60 against_transformers mixtral-tiny mixtral-tiny "${on[@]}"
   part "mixtral-tiny nf4" 60 against_transformers mixtral-tiny nf4/mixtral-tiny-nf4 --format nf4 "${on[@]}"
+  for tiny in mistral qwen2 qwen3 qwen3-moe qwen2-moe phi3 gemma2 gpt2 opt; do part "$tiny-tiny" 60 against_transformers $tiny-tiny $tiny-tiny "${on[@]}"; done
+  for tiny in gptq/llama-4bit-v1 awq/llama-gemm fp8/llama-blocks int8/llama-int8 bnb/mixed; do part "$tiny" 60 against_transformers $tiny $tiny "${on[@]}"; done
   part "gguf/llama-q4" 60 against_transformers gguf/llama-q4.gguf gguf/llama-q4 "${on[@]}"
   part "gguf/llama-k" 60 against_transformers gguf/llama-k.gguf gguf/llama-k "${on[@]}"
   if [ -z "$quick" ]; then
-    for tiny in llama-tied mixtral-top3 rope/default rope/linear rope/yarn rope/llama3; do part "$tiny" 60 against_transformers $tiny $tiny "${on[@]}"; done
+    for tiny in llama-tied mixtral-top3 opt-after rope/default rope/linear rope/yarn rope/llama3; do part "$tiny" 60 against_transformers $tiny $tiny "${on[@]}"; done
     for tiny in llama-tiny mixtral-tiny; do part "gguf/$tiny" 60 against_transformers gguf/$tiny.gguf gguf/$tiny "${on[@]}"; done
     part "llama-tiny in chunks of 7" 60 against_transformers llama-tiny llama-tiny --chunk 7 "${on[@]}"
   fi
@@ -315,7 +321,7 @@ check_bench() {
 }
 
 check_two() {
-  local on=(--device "$both") split
+  local on=(--device "$both") split tiny
   if [ "$device" != cpu ]; then
     part "nccl, threads" 180 gtest sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*threads*'
     part "nccl, processes" 180 gtest mpirun --allow-run-as-root --oversubscribe --bind-to none -n 2 sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*mpi*'
@@ -323,6 +329,9 @@ check_two() {
   fi
   part "llama-tiny pp 2" 90 against_transformers llama-tiny llama-tiny --pp 2 "${on[@]}"
   for split in tp ep pp; do part "mixtral-tiny $split 2" 90 against_transformers mixtral-tiny mixtral-tiny --$split 2 "${on[@]}"; done
+  for tiny in qwen3 gemma2 phi3 qwen2-moe; do part "$tiny-tiny tp 2" 90 against_transformers $tiny-tiny $tiny-tiny --tp 2 "${on[@]}"; done
+  part "qwen2-moe-tiny ep 2" 90 against_transformers qwen2-moe-tiny qwen2-moe-tiny --ep 2 "${on[@]}"
+  for tiny in gpt2-tiny opt-after gemma2-tiny; do part "$tiny pp 2" 90 against_transformers $tiny $tiny --pp 2 "${on[@]}"; done
   local large="preset:tinyllama-1.1b --weights synthetic:7"
   for split in "--pp 2" "--tp 2"; do
     format=nf4 part "tinyllama-1.1b nf4 $split" 240 against_cpu "$large" 1e-3 fp32 100 --chunk 256 $split "${on[@]}"
