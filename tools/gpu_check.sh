@@ -278,7 +278,8 @@ check_correctness() {
   part "llama-tiny nf4 double" 60 against_transformers llama-tiny nf4/llama-tiny-nf4-double --format nf4 --double-quant "${on[@]}"
   part "mixtral-tiny" 60 against_transformers mixtral-tiny mixtral-tiny "${on[@]}"
   part "mixtral-tiny nf4" 60 against_transformers mixtral-tiny nf4/mixtral-tiny-nf4 --format nf4 "${on[@]}"
-  for tiny in mistral qwen2 qwen3 qwen3-moe qwen2-moe phi3 gemma2 gpt2 opt; do part "$tiny-tiny" 60 against_transformers $tiny-tiny $tiny-tiny "${on[@]}"; done
+  part "phi3-tiny" 60 against_transformers phi3-tiny phi3-tiny --context 48 "${on[@]}"
+  for tiny in mistral qwen2 qwen3 qwen3-moe qwen2-moe gemma2 gpt2 opt; do part "$tiny-tiny" 60 against_transformers $tiny-tiny $tiny-tiny "${on[@]}"; done
   for tiny in gptq/llama-4bit-v1 awq/llama-gemm fp8/llama-blocks int8/llama-int8 bnb/mixed; do part "$tiny" 60 against_transformers $tiny $tiny "${on[@]}"; done
   part "gguf/llama-q4" 60 against_transformers gguf/llama-q4.gguf gguf/llama-q4 "${on[@]}"
   part "gguf/llama-k" 60 against_transformers gguf/llama-k.gguf gguf/llama-k "${on[@]}"
@@ -329,7 +330,7 @@ check_two() {
   fi
   part "llama-tiny pp 2" 90 against_transformers llama-tiny llama-tiny --pp 2 "${on[@]}"
   for split in tp ep pp; do part "mixtral-tiny $split 2" 90 against_transformers mixtral-tiny mixtral-tiny --$split 2 "${on[@]}"; done
-  for tiny in qwen3 gemma2 phi3 qwen2-moe; do part "$tiny-tiny tp 2" 90 against_transformers $tiny-tiny $tiny-tiny --tp 2 "${on[@]}"; done
+  for tiny in qwen3 gemma2 qwen2-moe; do part "$tiny-tiny tp 2" 90 against_transformers $tiny-tiny $tiny-tiny --tp 2 "${on[@]}"; done
   part "qwen2-moe-tiny ep 2" 90 against_transformers qwen2-moe-tiny qwen2-moe-tiny --ep 2 "${on[@]}"
   for tiny in gpt2-tiny opt-after gemma2-tiny; do part "$tiny pp 2" 90 against_transformers $tiny $tiny --pp 2 "${on[@]}"; done
   local large="preset:tinyllama-1.1b --weights synthetic:7"

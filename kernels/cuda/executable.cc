@@ -176,6 +176,11 @@ void CudaExecutable::resolve() {
         }
         b.experts[p] = reinterpret_cast<const std::byte* const*>(constant(data.data(), data.size() * sizeof(data[0])));
       }
+      if (b.down.front().resident->kind != b.gate.front().resident->kind) {
+        fail(Code::failed_precondition, "--device",
+             "cannot be cuda: experts of " + std::to_string(r->gate[0].out) + " columns in " + std::string(b.gate.front().format->name()) +
+                 " (a multiple of 64, or another --format)");
+      }
       if (r->has_shared()) {
         b.shared[0] = product(r->shared.gate), b.shared[1] = product(r->shared.up);
         b.shared_down = product(r->shared.down, r->partial), b.weigh = product(r->shared.weigh);
