@@ -60,7 +60,7 @@ void tile4_linear(const Launch& how, const LinearCall& call, const LinearScratch
   p.output = call.output, p.activation = call.activation;
   p.gated = call.output == LinearOutput::gated;
   p.y = call.y, p.y_stride = call.y_stride, p.scale = call.scale, p.soft_cap = call.soft_cap;
-  if (call.rows == 1 && one_row_takes(p)) return multiply_one_row(how, p, call.input, nested);
+  if (call.rows == 1 && one_row_takes(*how.device, p, call.input)) return multiply_one_row(how, p, call.input, nested);
   LinearInput input = call.input;
   if (input.residual != nullptr) {
     if (static_cast<uint64_t>(call.rows * p.cols) * sizeof(bf16) > kTile4InputBytes || scratch.bytes < kTile4CounterBytes + kTile4InputBytes) {

@@ -4,7 +4,11 @@
 
 namespace tandem::cuda {
 
-bool one_row_takes(const TileProducts& products) { return products.slices <= most_slices(products.gated); }
+// A normalized row lies in shared memory: wide ones have no room there on every device.
+bool one_row_takes(const DeviceInfo& device, const TileProducts& products, const LinearInput& input) {
+  const size_t shared = one_row_shared(kOneRowMostWarps) + (input.residual != nullptr ? products.slices * kSliceRowBytes : 0);
+  return products.slices <= most_slices(products.gated) && shared <= device.shared_per_block;
+}
 
 void multiply_one_row(const Launch& how, const TileProducts& products, const LinearInput& input, bool nested) {
   OneRow p;

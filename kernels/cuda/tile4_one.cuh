@@ -145,8 +145,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
       x[q][1] = col < all.cols ? __ldcg(from + 4 + t) : make_uint4(0, 0, 0, 0);
     }
   } else {
-    // The whole block normalizes the row, each thread some of its quads, and leaves it in shared memory: loaded in the order of the lanes'
-    // columns by every warp, with the weights of the norm after the sum, it took 3000 to 7000 cycles.
+    // The whole block normalizes the row, each thread some of its quads, and leaves it in shared memory, where each warp finds its columns.
     float4 v[kQuads];
     float squares = 0;
 #pragma unroll
@@ -259,6 +258,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) one_row(const __grid_consta
 
 // The widest matrix, in slices, that these kernels take.
 constexpr int most_slices(bool gated) { return gated ? 32 : 64; }
+constexpr int kOneRowMostWarps = 28, kSliceRowBytes = 1024;  // of a block; of a slice of a normalized row
 constexpr int kOneRowSharedPercent = 72;  // two blocks of a narrow matrix; the rest holds weights on their way to registers
 
 // Which instance, and how many groups a block has.
@@ -271,14 +271,14 @@ void launch_one(const Launch& how, OneRow p, const char* name) {
   static const Kernel all[] = {
       {one_row<bf16, kNested, 1, 8, 256, 2, false, kExperts>, 1, 8, 2},   // narrow
       {one_row<bf16, kNested, 1, 8, 512, 1, false, kExperts>, 1, 16, 1},  // narrow and gated
-      {one_row<bf16, kNested, 1, 4, 896, 1, true, kExperts>, 1, 28, 1},
+      {one_row<bf16, kNested, 1, 4, kOneRowMostWarps * 32, 1, true, kExperts>, 1, kOneRowMostWarps, 1},
       {one_row<bf16, kNested, 2, 8, 512, 1, false, kExperts>, 2, 16, 1},
       {one_row<bf16, kNested, 4, 8, 512, 1, false, kExperts>, 4, 16, 1},
   };
   static OncePerDevice once;
   if (once.first(*how.device)) {
     for (const Kernel& k : all) {
-      allow_shared(k.kernel, one_row_shared(k.most_warps) + most_slices(false) * 1024, "tile4_one_row");
+      allow_shared(k.kernel, std::min<size_t>(one_row_shared(k.most_warps) + most_slices(false) * kSliceRowBytes, how.device->shared_per_block), "tile4_one_row");
       prefer_shared(k.kernel, kOneRowSharedPercent, "tile4_one_row");
     }
   }
@@ -290,7 +290,7 @@ void launch_one(const Launch& how, OneRow p, const char* name) {
   p.groups = std::max(1, std::min({k.most_warps / group_warps, 8, kExperts ? 8 : (units + processors * k.resident - 1) / (processors * k.resident)}));
   const int warps = group_warps * p.groups;
   const int blocks = kExperts ? processors * k.resident : std::min((units + p.groups - 1) / p.groups, processors * k.resident);
-  const int row = p.residual != nullptr ? slices * 1024 : 0;
+  const int row = p.residual != nullptr ? slices * kSliceRowBytes : 0;
   launch(how, k.kernel, static_cast<unsigned>(blocks), warps * 32, one_row_shared(warps) + row, name, p);
 }
 
