@@ -140,10 +140,11 @@ void CudaExecutable::resolve() {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
       const bool takes = i + 1 < records.size() && takes_norm(records[i + 1]);
       b.left_to_next = takes && r->norm.kind == NormKind::rms && b.norm_bias == nullptr && !r->replaces;
-      b.stays_pending = i > 0 && std::holds_alternative<Normalize>(records[i - 1]);
     } else if (const auto* r = std::get_if<Normalize>(&records[i])) {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
-      if (i > 0) bound_[i - 1].stays_pending = true;
+      for (const size_t beside : {i - 1, i + 1}) {  // who made the result, and who takes it
+        if (beside < records.size()) bound_[beside].stays_pending = true;
+      }
     } else if (const auto* r = std::get_if<ProjectAttention>(&records[i])) {
       b.products[0] = product(r->q), b.products[1] = product(r->k), b.products[2] = product(r->v);
       b.head_norm = vector(r->q_norm.weight, r->shape.head_dim), b.key_norm = vector(r->k_norm.weight, r->shape.head_dim);
@@ -185,10 +186,7 @@ void CudaExecutable::resolve() {
         b.shared[0] = product(r->shared.gate), b.shared[1] = product(r->shared.up);
         b.shared_down = product(r->shared.down, r->partial), b.weigh = product(r->shared.weigh);
       }
-    } else if (std::holds_alternative<Leave>(records[i])) {
-      b.stays_pending = i > 0 && std::holds_alternative<Normalize>(records[i - 1]);
     } else if (const auto* r = std::get_if<Head>(&records[i])) {
-      b.stays_pending = i > 0 && std::holds_alternative<Normalize>(records[i - 1]);
       b.projection = product(r->projection);
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
       b.products[0] = product(r->product);

@@ -51,7 +51,7 @@ class CudaExecutable : public Executable {
     Buffer in = Buffer::normalized;           // a Contract's input
     bool fused_norm = false;                  // this record takes the norm of the Enter before it
     bool left_to_next = false;                // an Enter whose norm the next record takes
-    bool stays_pending = false;               // a whole result that is normalized before it is added: not added to x by what makes it
+    bool stays_pending = false;               // makes or takes a whole result that is normalized before it is added: the taker adds it to x
   };
   struct Group {
     KvShape shape;
@@ -94,7 +94,9 @@ class CudaExecutable : public Executable {
   LinearScratch linear_scratch() const;
   void multiply(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float,
                 bool add);
-  void product_of_rows(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float);
+  void product_of_rows(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float,
+                       bool add);
+  void gated_mlp(const Pass& pass, std::span<const BoundProduct> products, const Bound& b, Activation activation);
 
   void run(const Embed& r, const Bound& b, const Pass& pass);
   void run(const Enter& r, const Bound& b, const Pass& pass);

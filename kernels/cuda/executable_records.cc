@@ -98,7 +98,7 @@ void CudaExecutable::run(const Embed& r, const Bound& b, const Pass& pass) {
     words.h = buffer<std::byte>(Buffer::words), words.element = element_;
     words.rows = pass.rows, words.hidden = r.width();
     enter(pass.how, words);
-    product_of_rows(pass, b.projection, words.h, r.width(), pass.rows, result, hidden_, true);
+    product_of_rows(pass, b.projection, words.h, r.width(), pass.rows, result, hidden_, true, false);
   }
   if (r.partial) check(cudaMemsetAsync(pass.x, 0, sizeof(float) * static_cast<size_t>(pass.rows * hidden_), stream_), "hidden rows");
   if (b.positions.data == nullptr) return;
@@ -136,14 +136,15 @@ void CudaExecutable::run(const Normalize& r, const Bound& b, const Pass& pass) {
   enter(pass.how, call);
 }
 
-// y = one product of rows that are `element` already, by whichever way there is for so many; y as float or element.
-void CudaExecutable::product_of_rows(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride, bool y_is_float) {
-  if (rows > kFewRows) return multiply(pass, p, x, x_stride, rows, y, y_stride, y_is_float, false);
+// y = (add: +=) one product of rows that are `element` already, by whichever way there is for so many; y as float (add: always) or element.
+void CudaExecutable::product_of_rows(const Pass& pass, const BoundProduct& p, const void* x, int64_t x_stride, int64_t rows, void* y, int64_t y_stride,
+                                     bool y_is_float, bool add) {
+  if (rows > kFewRows) return multiply(pass, p, x, x_stride, rows, y, y_stride, y_is_float, add);
   LinearCall call;
   call.products = {&p, 1};
   call.input.values = x, call.input.element = element_, call.input.stride = x_stride;
   call.rows = rows;
-  call.output = y_is_float ? LinearOutput::store_f32 : LinearOutput::store;
+  call.output = add ? LinearOutput::add_f32 : y_is_float ? LinearOutput::store_f32 : LinearOutput::store;
   call.y = y, call.y_stride = y_stride;
   linear(pass.how, call, linear_scratch());
 }
@@ -197,60 +198,45 @@ void CudaExecutable::run(const Attend& r, const Bound& b, const Pass& pass) {
   pass.decode ? attend_decode(pass.how, call) : attend_any(pass.how, call);
 }
 
-void CudaExecutable::run(const ProjectMlp& r, const Bound& b, const Pass& pass) {
-  const int64_t ffn = r.up.out;
+// Buffer::gated = activation(gate h) * (up h), or activation(up h) of one product; h as b takes it.
+void CudaExecutable::gated_mlp(const Pass& pass, std::span<const BoundProduct> products, const Bound& b, Activation activation) {
+  const bool gates = products.size() == 2;
+  const int64_t ffn = products.back().weight.rows;
   auto* gated = buffer<std::byte>(Buffer::gated);
   if (pass.rows <= kFewRows) {
     LinearCall call;
-    call.products = std::span(b.products).first(r.gated ? 2 : 1);
+    call.products = products;
     call.input = normalized_input(b, pass);
     call.rows = pass.rows;
-    call.output = r.gated ? LinearOutput::gated : LinearOutput::activated;
-    call.activation = r.activation;
+    call.output = gates ? LinearOutput::gated : LinearOutput::activated;
+    call.activation = activation;
     call.y = gated, call.y_stride = ffn;
     return linear(pass.how, call, linear_scratch());
   }
   const auto* h = buffer<std::byte>(Buffer::normalized);
   auto* gate_up = buffer<std::byte>(Buffer::gate_up);
-  const int64_t width = (r.gated ? 2 : 1) * ffn;
-  for (int p = 0; p < (r.gated ? 2 : 1); ++p) multiply(pass, b.products[p], h, hidden_, pass.rows, at(gate_up, p * ffn, element_), width, false, false);
-  activate(pass.how, r.activation, gate_up, r.gated ? at(gate_up, ffn, element_) : nullptr, gated, element_, pass.rows, ffn, width, ffn);
+  const int64_t width = (gates ? 2 : 1) * ffn;
+  for (size_t p = 0; p < products.size(); ++p) {
+    multiply(pass, products[p], h, hidden_, pass.rows, at(gate_up, static_cast<int64_t>(p) * ffn, element_), width, false, false);
+  }
+  activate(pass.how, activation, gate_up, gates ? at(gate_up, ffn, element_) : nullptr, gated, element_, pass.rows, ffn, width, ffn);
+}
+
+void CudaExecutable::run(const ProjectMlp& r, const Bound& b, const Pass& pass) {
+  gated_mlp(pass, std::span(b.products).first(r.gated ? 2 : 1), b, r.activation);
 }
 
 void CudaExecutable::run(const Contract& r, const Bound& b, const Pass& pass) {
-  const void* h = buffer<std::byte>(b.in);
   const bool adds = !r.partial && !b.stays_pending;
   float* y = adds ? pass.x : buffer<float>(Buffer::pending);
-  if (pass.rows > kFewRows) return multiply(pass, b.products[0], h, r.product.in, pass.rows, y, hidden_, true, adds);
-  LinearCall call;
-  call.products = std::span(b.products).first(1);
-  call.input.values = h;
-  call.input.element = element_;
-  call.input.stride = r.product.in;
-  call.rows = pass.rows;
-  call.output = adds ? LinearOutput::add_f32 : LinearOutput::store_f32;
-  call.y = y, call.y_stride = hidden_;
-  linear(pass.how, call, linear_scratch());
+  product_of_rows(pass, b.products[0], buffer<std::byte>(b.in), r.product.in, pass.rows, y, hidden_, true, adds);
 }
 
 void CudaExecutable::run(const Moe& r, const Bound& b, const Pass& pass) {
   const auto local = static_cast<int32_t>(r.gate.size());
   const auto* h = buffer<std::byte>(Buffer::normalized);
   auto* logits = buffer<float>(Buffer::router_logits);
-  const LinearScratch scratch = linear_scratch();
-  if (pass.rows <= kFewRows) {
-    LinearCall router;
-    router.products = std::span(b.products).first(1);
-    router.input.values = h;
-    router.input.element = element_;
-    router.input.stride = hidden_;
-    router.rows = pass.rows;
-    router.output = LinearOutput::store_f32;
-    router.y = logits, router.y_stride = r.experts;
-    linear(pass.how, router, scratch);
-  } else {
-    multiply(pass, b.products[0], h, hidden_, pass.rows, logits, r.experts, true, false);
-  }
+  product_of_rows(pass, b.products[0], h, hidden_, pass.rows, logits, r.experts, true, false);
   auto* lists = buffer<std::byte>(Buffer::expert_lists);
   const ExpertListLayout layout = expert_list_layout(bucket_.rows, local, r.top_k);
   MoeCall choice;
@@ -273,31 +259,16 @@ void CudaExecutable::run(const Moe& r, const Bound& b, const Pass& pass) {
   call.results = buffer<float>(Buffer::expert_results);
   call.add = !r.partial && !b.stays_pending;
   call.y = call.add ? pass.x : buffer<float>(Buffer::pending);
-  pass.rows <= kFewRows ? experts(pass.how, call, scratch) : run_many_experts(r, b, pass, call);
+  pass.rows <= kFewRows ? experts(pass.how, call, linear_scratch()) : run_many_experts(r, b, pass, call);
   if (r.has_shared()) run_shared(r, b, pass, call.y);
 }
 
 // y += the expert that all rows go through, when the others' results are there.
 void CudaExecutable::run_shared(const Moe& r, const Bound& b, const Pass& pass, float* y) {
-  const int64_t ffn = r.shared.up.out;
-  const auto* h = buffer<std::byte>(Buffer::normalized);
-  auto* gated = buffer<std::byte>(Buffer::gated);
   auto *values = buffer<float>(Buffer::expert_results), *logits = buffer<float>(Buffer::router_logits);
-  if (pass.rows <= kFewRows) {
-    LinearCall call;
-    call.products = b.shared;
-    call.input.values = h, call.input.element = element_, call.input.stride = hidden_;
-    call.rows = pass.rows;
-    call.output = LinearOutput::gated, call.activation = r.activation;
-    call.y = gated, call.y_stride = ffn;
-    linear(pass.how, call, linear_scratch());
-  } else {
-    auto* gate_up = buffer<std::byte>(Buffer::gate_up);
-    for (int p = 0; p < 2; ++p) multiply(pass, b.shared[p], h, hidden_, pass.rows, at(gate_up, p * ffn, element_), 2 * ffn, false, false);
-    activate(pass.how, r.activation, gate_up, at(gate_up, ffn, element_), gated, element_, pass.rows, ffn, 2 * ffn, ffn);
-  }
-  product_of_rows(pass, b.shared_down, gated, ffn, pass.rows, values, hidden_, true);
-  product_of_rows(pass, b.weigh, h, hidden_, pass.rows, logits, 1, true);
+  gated_mlp(pass, b.shared, b, r.activation);
+  product_of_rows(pass, b.shared_down, buffer<std::byte>(Buffer::gated), r.shared.up.out, pass.rows, values, hidden_, true, false);
+  product_of_rows(pass, b.weigh, buffer<std::byte>(Buffer::normalized), hidden_, pass.rows, logits, 1, true, false);
   add_weighted(pass.how, logits, values, y, pass.rows, hidden_);
 }
 
@@ -357,7 +328,7 @@ void CudaExecutable::run(const Head& r, const Bound& b, const Pass& pass) {
   int64_t stride = hidden_;
   if (b.projection.weight.data != nullptr) {
     stride = r.projection.out;
-    product_of_rows(pass, b.projection, rows, hidden_, pass.heads, buffer<std::byte>(Buffer::words), stride, false);
+    product_of_rows(pass, b.projection, rows, hidden_, pass.heads, buffer<std::byte>(Buffer::words), stride, false, false);
     rows = buffer<std::byte>(Buffer::words);
   }
   if (few) {
