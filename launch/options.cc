@@ -43,13 +43,17 @@ CLI::Validator seed_number() {
 
 }  // namespace
 
-void add_options(CLI::App& app, ModelOptions& o) {
+void add_format_options(CLI::App& app, ModelOptions& o) {
   app.add_option("MODEL", o.model, "Hugging Face directory or .gguf file")->required();
   app.add_option("--format", o.format, "format of the weights: keep, nf4, int8, int4, fp8, bf16, ...; in other blocks: nf4:128; per module: nf4,lm_head=bf16")->capture_default_str();
   app.add_flag("--double-quant", o.double_quant, "nf4: quantize the scales too")->group(kMore);
   app.add_option("--weights", o.weights, "synthetic or synthetic:SEED: made-up weights of the model's shapes; token ids only where there is no tokenizer")
       ->check(known_weights())
       ->group(kMore);
+}
+
+void add_options(CLI::App& app, ModelOptions& o) {
+  add_format_options(app, o);
   app.add_option("--compute", o.compute, "activations in a product: auto, fp32, bf16, fp16, int8")->capture_default_str();
   app.add_option("--kv-dtype", o.kv_dtype, "keys and values: auto, fp32, bf16, fp16")->capture_default_str();
 }

@@ -42,6 +42,7 @@ struct PromptOptions {          // prompt and sampling, as generate and client t
 struct OutputOptions { bool json = false; };
 
 void add_options(CLI::App& app, ModelOptions& options);
+void add_format_options(CLI::App& app, ModelOptions& options);  // of those, what says which weights in which format
 void add_options(CLI::App& app, PlaceOptions& options);
 void add_options(CLI::App& app, SizeOptions& options);
 void add_options(CLI::App& app, BudgetOptions& options);

@@ -60,6 +60,8 @@ class Format {
  public:
   virtual ~Format() = default;
   virtual std::string_view name() const = 0;  // as options spell it: "nf4", "q4_1", "bf16"; "nf4:128" in other blocks than usual
+  // Formats of one layout hold the same bytes for the same numbers: what tables of kernels go by.
+  virtual std::string_view layout() const { return name().substr(0, name().find(':')); }
   // The same format in blocks of so many elements; null when it has none such.
   virtual const Format* with_block(int64_t /*block*/) const { return nullptr; }
 
@@ -90,7 +92,7 @@ class Format {
 
 uint64_t stored_bytes(const Format& format, int64_t rows, int64_t cols);  // all components of a whole matrix
 
-// The name without a block size: what tables of kernels go by.
+// Its layout: what tables of kernels go by.
 std::string_view family(const Format& format);
 
 // THE list (formats.cc), each format in its usual block. Names are those of options and of GGUF types in lower case; find and format

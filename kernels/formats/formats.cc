@@ -19,7 +19,7 @@ std::span<const Format* const> formats() {
   return all;
 }
 
-std::string_view family(const Format& format) { return format.name().substr(0, format.name().find(':')); }
+std::string_view family(const Format& format) { return format.layout(); }
 
 namespace {
 

@@ -61,11 +61,18 @@ void GroupInts::quantize(const float* source, int64_t rows, int64_t cols, std::s
   for (int64_t g = 0; g < rows * cols / group; ++g) {
     const float* values = source + g * group;
     const auto [low, high] = std::minmax_element(values, values + group);
-    const float scale = (*high - *low) / most, shift = -*low;
+    float scale = (*high - *low) / most, shift = -*low;
+    if (symmetric_) {
+      scale = std::max(std::fabs(*low), std::fabs(*high)) * 2.0f / most;
+      scale = scale > 0 ? bf16_to_float(float_to_bf16(scale)) : 1.0f;
+      shift = scale * static_cast<float>(1 << (bits_ - 1));
+    }
     store(out[kScale], g, scale);
     store(out[kShift], g, shift);
     for (int64_t i = 0; i < group; ++i) {
-      const float code = std::nearbyint((values[i] + shift) / scale);  // no number where all values are one: code 0
+      // No number where all values are one: code 0.
+      const float code = symmetric_ ? std::nearbyint(values[i] / scale) + static_cast<float>(1 << (bits_ - 1))
+                                    : std::nearbyint((values[i] + shift) / scale);
       const auto bounded = static_cast<uint8_t>(!(code > 0) ? 0 : code > most ? most : code);
       const int64_t at = g * group + i;
       if (bits_ == 8) {
@@ -90,27 +97,30 @@ void GroupInts::dequantize(const QuantizedView& matrix, int64_t row, int64_t cou
   }
 }
 
-const GroupInts* group_ints(int bits, int64_t group) {
+const GroupInts* group_ints(int bits, int64_t group, bool symmetric) {
   static const std::vector<GroupInts> all = [] {
     std::vector<GroupInts> list;
-    for (const int b : {4, 8}) {
-      const std::string name = b == 4 ? "int4" : "int8_group";
-      for (int64_t size = 32; size <= 1024; size *= 2)
-        list.emplace_back(size == kUsualGroup ? name : name + ":" + std::to_string(size), b, size);
-      list.emplace_back(name + ":row", b, kWholeRow);
-    }
+    const auto add = [&list](const std::string& name, int b, int64_t usual, bool sym) {
+      for (int64_t size = 32; size <= 1024; size *= 2) list.emplace_back(size == usual ? name : name + ":" + std::to_string(size), b, size, sym);
+      list.emplace_back(usual == kWholeRow ? name : name + ":row", b, kWholeRow, sym);
+    };
+    add("int4", 4, kUsualGroup, false);
+    add("int8_group", 8, kUsualGroup, false);
+    add("int4_sym", 4, kUsualGroup, true);
+    add("int8_sym", 8, kWholeRow, true);
     return list;
   }();
   for (const GroupInts& format : all) {
-    if (format.bits_ == bits && format.group_ == group) return &format;
+    if (format.bits_ == bits && format.group_ == group && format.symmetric_ == symmetric) return &format;
   }
   return nullptr;
 }
 
-const Format* GroupInts::with_block(int64_t block) const { return group_ints(bits_, block); }
+const Format* GroupInts::with_block(int64_t block) const { return group_ints(bits_, block, symmetric_); }
 
 std::span<const Format* const> group_int_formats() {
-  static const Format* const list[] = {group_ints(4, kUsualGroup), group_ints(8, kUsualGroup)};
+  static const Format* const list[] = {group_ints(4, kUsualGroup), group_ints(8, kUsualGroup), group_ints(4, kUsualGroup, true),
+                                       group_ints(8, kWholeRow, true)};
   return list;
 }
 

@@ -22,7 +22,7 @@ void refuse_empty_values(CLI::App& app) {
 std::vector<Command> add_commands(CLI::App& app) {
   use_one_screen_help(app);
   std::vector<Command> commands = {add_plan(app),    add_probe(app),    add_generate(app), add_serve(app),  add_client(app),     add_chat(app),  add_inspect(app),
-          add_tokenize(app), add_logits(app),  add_perplexity(app), add_bench(app), add_worker(app)};
+          add_tokenize(app), add_logits(app),  add_perplexity(app), add_bench(app), add_quantize(app), add_worker(app)};
   for (const Command& command : commands) {
     refuse_empty_values(*command.app);
     command.app->fallthrough();  // --log-level, --version

@@ -26,6 +26,7 @@ Command add_tokenize(CLI::App& app);
 Command add_logits(CLI::App& app);
 Command add_perplexity(CLI::App& app);
 Command add_bench(CLI::App& app);
+Command add_quantize(CLI::App& app);
 
 std::vector<Command> add_commands(CLI::App& app);
 

@@ -114,17 +114,17 @@ void check_unused(const Model& model, const Checkpoint& checkpoint, const std::s
   }
 }
 
-const Format* config_dtype(const nlohmann::json& config) {
+}  // namespace
+
+const Format& config_format(const nlohmann::json& config) {
   for (const char* key : {"torch_dtype", "dtype"}) {
     if (!config.contains(key) || !config[key].is_string()) continue;
     const std::string type = config[key];
-    if (type == "float32") return &dense_format(DType::f32);
-    if (type == "float16") return &dense_format(DType::f16);
+    if (type == "float32") return dense_format(DType::f32);
+    if (type == "float16") return dense_format(DType::f16);
   }
-  return &dense_format(DType::bf16);
+  return dense_format(DType::bf16);
 }
-
-}  // namespace
 
 const Format& named_format(const std::string& name, bool double_quant) {
   const Format& plain = format(name);
@@ -138,7 +138,7 @@ WeightFormats choose_formats(const Model& model, const Checkpoint& checkpoint, c
   WeightFormats result;
   std::map<std::string, uint64_t> held_bytes;
   std::set<std::string_view> names;
-  const Format* fallback = config_dtype(checkpoint.config);
+  const Format* fallback = &config_format(checkpoint.config);
   const auto declared = checkpoint.tensors ? std::nullopt : declared_quantization(checkpoint);
   for (WeightId id = 0; id < model.weights.size(); ++id) {
     const WeightRow& row = model.weights[id];

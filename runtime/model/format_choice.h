@@ -14,6 +14,9 @@ struct FormatOptions {
   bool double_quant = false;    // nf4 and fp4: quantize the scales too
 };
 
+// The float type that a config.json names; bf16 when it names none.
+const Format& config_format(const nlohmann::json& config);
+
 // `name` as --format takes it for one module; double_quant: nf4 and fp4 with quantized scales. Errors: those of format().
 const Format& named_format(const std::string& name, bool double_quant);
 

@@ -133,9 +133,12 @@ std::vector<std::byte> convert(const Format& from, const Format& to, int64_t row
 }  // namespace
 
 LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte> buffer) {
+  return load_slice_as(*blueprint.formats.held[id], blueprint, id, part, std::move(buffer));
+}
+
+LoadedSlice load_slice_as(const Format& held, const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte> buffer) {
   const WeightRow& row = blueprint.model->weights[id];
   const Format& stored = *blueprint.formats.stored[id];
-  const Format& held = *blueprint.formats.held[id];
   if (blueprint.formats.tensors[id] == nullptr) {
     bad_input(blueprint.checkpoint.path, "holds no weights (a directory with safetensors or a .gguf file is needed to run)");
   }

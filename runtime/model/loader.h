@@ -19,5 +19,7 @@ struct LoadedSlice {
 // `buffer` is used for the bytes and grown where it is too small: with the last slice's, memory is not asked of the system again for each.
 // Errors: Code::invalid_argument naming file and tensor.
 LoadedSlice load_slice(const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte> buffer = {});
+// The same in another format than the weight is held in. Where something is to be added to what is stored, `held` must be fp32.
+LoadedSlice load_slice_as(const Format& held, const Blueprint& blueprint, WeightId id, const Rectangle& part, std::vector<std::byte> buffer = {});
 
 }  // namespace tandem

@@ -11,7 +11,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr const char* kCommands[] = {"plan", "probe", "generate", "serve", "client", "chat", "inspect", "tokenize", "logits", "perplexity", "bench"};
+constexpr const char* kCommands[] = {"plan", "probe", "generate", "serve", "client", "chat", "inspect", "tokenize", "logits", "perplexity", "bench", "quantize"};
 
 TEST(Help, FitsOneScreen) {
   for (const char* command : kCommands) {
