@@ -14,6 +14,7 @@
 #include "launch/commands/commands.h"
 #include "launch/devices.h"
 #include "launch/topology.h"
+#include "launch/weight_survey.h"
 #include "sharding/cluster.h"
 
 namespace tandem {
@@ -21,7 +22,7 @@ namespace {
 
 struct Options {
   DeployOptions deploy;
-  std::string cases;
+  std::string cases, compare;
   int32_t batch = 1, prompt_tokens = 0, tokens = 128, repeat = 3;
   bool json = false;
 };
@@ -138,10 +139,24 @@ class Bench {
   std::atomic<uint32_t> seed_{0};
 };
 
-int bench(Options& o, ThisJob& job) {
-  if (o.cases.empty()) {
-    o.cases = "load,ttft,prefill/" + std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 512) + ",decode/b" + std::to_string(o.batch) + "/c" +
-              std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 128);
+// What one model in one format did.
+struct Measured {
+  std::string model, format, compute, kv;
+  int ranks = 1, threads = 1;
+  double bandwidth = 0, bytes_a_token = 0, other_cores = 0;
+  uint64_t footprint = 0, device_bytes = 0;
+  std::vector<Figure> figures;  // values ascending, none empty
+};
+
+double median(const Figure& figure) { return figure.values[figure.values.size() / 2]; }
+
+// Checks --cases and what they need of the other options, which are set where they were not given.
+std::vector<std::string> settle_cases(Options& o) {
+  const std::string prompt = std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 128);
+  if (!o.compare.empty()) {
+    o.cases = "load,decode/b1/c" + prompt + ",decode/b20/c" + prompt;
+  } else if (o.cases.empty()) {
+    o.cases = "load,ttft,prefill/" + std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 512) + ",decode/b" + std::to_string(o.batch) + "/c" + prompt;
   }
   int32_t context = 0, batch = 1;
   std::vector<std::string> cases;
@@ -171,59 +186,112 @@ int bench(Options& o, ThisJob& job) {
   if (o.deploy.plan.size.max_batch == 0) o.deploy.plan.size.max_batch = batch;
   o.deploy.needs_text = false;
   o.deploy.prefix_cache = false;
+  return cases;
+}
+
+Measured measure(const Options& o, const std::vector<std::string>& cases, ThisJob& job) {
   const auto deployment = Deployment::start(o.deploy, job);
   deployment->wait_ready();
-  const int ranks = deployment->plan.mesh.size();
-  const int threads = threads_for(o.deploy.plan.place.threads, ranks) * ranks;
-  const double bandwidth = read_bandwidth(deployment->plan.devices[0].id, std::min(threads, 64));
+  Measured m;
+  m.model = deployment->blueprint.checkpoint.name;
+  m.format = deployment->blueprint.formats.label;
+  m.compute = deployment->compute;
+  m.kv = std::string(name(deployment->blueprint.arithmetic.kv));
+  m.ranks = deployment->plan.mesh.size();
+  m.threads = threads_for(o.deploy.plan.place.threads, m.ranks) * m.ranks;
+  m.bandwidth = read_bandwidth(deployment->plan.devices[0].id, std::min(m.threads, 64));
+  m.footprint = footprint_bytes(deployment->blueprint);
+  for (const PlanDevice& device : deployment->plan.devices) m.device_bytes += device.weights_bytes + device.scales_bytes;
   const ModelWork work = model_work(deployment->blueprint, deployment->plan.workload, *deployment->backend);
+  m.bytes_a_token = decode_ceiling(work, {1, 1, 1}, m.bandwidth, 1, 0).per_token;
   const double flops = known_flops(deployment->plan.devices[0].kind);
 
   Bench runner(*deployment, o);
   OtherLoad others;
-  std::vector<Figure> figures;
   for (const std::string& name : cases) {
-    if (name == "load") figures.push_back({"load", "s", {deployment->load_seconds}, {}});
-    if (name == "ttft") figures.push_back(runner.ttft());
+    if (name == "load") m.figures.push_back({"load", "s", {deployment->load_seconds}, {}});
+    if (name == "ttft") m.figures.push_back(runner.ttft());
     if (name.starts_with("prefill/")) {
       const int32_t tokens = number_after(name.substr(8), "", name);
-      figures.push_back(runner.prefill(name, tokens));
-      figures.back().ceiling = prefill_ceiling(work, deployment->plan.mesh, flops, tokens);
+      m.figures.push_back(runner.prefill(name, tokens));
+      m.figures.back().ceiling = prefill_ceiling(work, deployment->plan.mesh, flops, tokens);
     }
     if (name.starts_with("decode/")) {
       const size_t slash = name.find('/', 7);
       const int32_t sequences = number_after(name.substr(7, slash - 7), "b", name), prompt = number_after(name.substr(slash + 1), "c", name);
-      figures.push_back(runner.decode(name, sequences, prompt));
-      figures.back().ceiling = decode_ceiling(work, deployment->plan.mesh, bandwidth, sequences, prompt + o.tokens / 2.0);
+      m.figures.push_back(runner.decode(name, sequences, prompt));
+      m.figures.back().ceiling = decode_ceiling(work, deployment->plan.mesh, m.bandwidth, sequences, prompt + o.tokens / 2.0);
     }
   }
-  const double busy = others.cores();
-  if (!o.json) {
-    std::printf("%s  %s  compute %s  kv %s  %d rank%s  %d thread%s  memory reads %.1f GB/s  %.1f MB a token  others used %.2f cores\n", deployment->blueprint.checkpoint.name.c_str(),
-                deployment->blueprint.formats.label.c_str(), deployment->compute.c_str(), std::string(name(deployment->blueprint.arithmetic.kv)).c_str(), ranks,
-                ranks == 1 ? "" : "s", threads, threads == 1 ? "" : "s", bandwidth / 1e9, decode_ceiling(work, {1, 1, 1}, bandwidth, 1, 0).per_token / 1e6, busy);
-    std::printf("%-18s %10s %10s %10s  %-6s %s\n", "case", "median", "min", "max", "unit", "of the ceiling");
+  m.other_cores = others.cores();
+  std::erase_if(m.figures, [](const Figure& figure) { return figure.values.empty(); });
+  for (Figure& figure : m.figures) std::sort(figure.values.begin(), figure.values.end());
+  return m;
+}
+
+void print_json(const Measured& m) {
+  for (const Figure& figure : m.figures) {
+    const bool known = figure.ceiling.tokens_per_second > 0;
+    std::printf("%s\n", nlohmann::ordered_json{{"case", figure.name}, {"value", median(figure)}, {"unit", figure.unit}, {"min", figure.values.front()}, {"max", figure.values.back()},
+                                               {"ceiling", figure.ceiling.tokens_per_second}, {"ceiling_of", known ? figure.ceiling.of : ""}, {"fraction", known ? median(figure) / figure.ceiling.tokens_per_second : 0},
+                                               {"threads", m.threads}, {"compute", m.compute}, {"format", m.format}, {"read_gb_per_second", m.bandwidth / 1e9}, {"other_cores", m.other_cores},
+                                               {"footprint_bytes", m.footprint}, {"device_bytes", m.device_bytes}}.dump().c_str());
   }
-  for (Figure& figure : figures) {
-    if (figure.values.empty()) continue;
-    std::sort(figure.values.begin(), figure.values.end());
-    const double median = figure.values[figure.values.size() / 2];
+}
+
+void print_head(const Measured& m, const std::string& format) {
+  std::printf("%s  %s  kv %s  %d rank%s  %d thread%s  memory reads %.1f GB/s", m.model.c_str(), format.c_str(), m.kv.c_str(), m.ranks, m.ranks == 1 ? "" : "s", m.threads, m.threads == 1 ? "" : "s", m.bandwidth / 1e9);
+}
+
+void print_cases(const Measured& m) {
+  print_head(m, m.format + "  compute " + m.compute);
+  std::printf("  %.1f MB a token  others used %.2f cores\n%-18s %10s %10s %10s  %-6s %s\n", m.bytes_a_token / 1e6, m.other_cores, "case", "median", "min", "max", "unit", "of the ceiling");
+  for (const Figure& figure : m.figures) {
     const Ceiling& ceiling = figure.ceiling;
-    const bool known = ceiling.tokens_per_second > 0;
-    const double fraction = known ? median / ceiling.tokens_per_second : 0;
-    if (o.json) {
-      std::printf("%s\n", nlohmann::ordered_json{{"case", figure.name}, {"value", median}, {"unit", figure.unit}, {"min", figure.values.front()}, {"max", figure.values.back()},
-                                                 {"ceiling", ceiling.tokens_per_second}, {"ceiling_of", known ? ceiling.of : ""}, {"fraction", fraction}, {"threads", threads}, {"compute", deployment->compute},
-                                                 {"format", deployment->blueprint.formats.label}, {"read_gb_per_second", bandwidth / 1e9}, {"other_cores", busy}}.dump().c_str());
-    } else {
-      std::printf("%-18s %10.3f %10.3f %10.3f  %-6s", figure.name.c_str(), median, figure.values.front(), figure.values.back(), figure.unit.c_str());
-      if (known) {
-        const bool bytes = ceiling.of == "memory reads";
-        std::printf(" %.0f %% of %.0f, %s (%.1f %s)", 100 * fraction, ceiling.tokens_per_second, std::string(ceiling.of).c_str(),
-                    median * ceiling.per_token / (bytes ? 1e9 : 1e12), bytes ? "GB/s" : "Tflop/s");
-      }
-      std::printf("\n");
+    std::printf("%-18s %10.3f %10.3f %10.3f  %-6s", figure.name.c_str(), median(figure), figure.values.front(), figure.values.back(), figure.unit.c_str());
+    if (ceiling.tokens_per_second > 0) {
+      const bool bytes = ceiling.of == "memory reads";
+      std::printf(" %.0f %% of %.0f, %s (%.1f %s)", 100 * median(figure) / ceiling.tokens_per_second, ceiling.tokens_per_second, std::string(ceiling.of).c_str(),
+                  median(figure) * ceiling.per_token / (bytes ? 1e9 : 1e12), bytes ? "GB/s" : "Tflop/s");
     }
+    std::printf("\n");
+  }
+}
+
+// A line a format as soon as it is measured.
+int compare(Options& o, ThisJob& job) {
+  if (o.deploy.model.format != "keep") bad_input("--compare", "is given together with --format (it names the formats itself)");
+  if (under_mpirun()) bad_input("--compare", "is given under mpirun (use --ranks N, or --format one after the other)");
+  if (!o.deploy.trace.empty()) bad_input("--trace", "is given together with --compare (trace one --format)");
+  const std::vector<std::string> formats = split_formats(o.compare, "--compare");
+  const auto seed = synthetic_seed(o.deploy.model);
+  for (const std::string& format : formats) make_blueprint(o.deploy.model.model, {format, o.deploy.model.double_quant}, {}, seed);  // what is wrong is said at once
+  const std::vector<std::string> cases = settle_cases(o);
+  for (const std::string& format : formats) {
+    o.deploy.model.format = format;
+    const Measured m = measure(o, cases, job);
+    if (o.json) {
+      print_json(m);
+    } else {
+      if (format == formats[0]) {
+        print_head(m, "prompts of " + std::to_string(o.prompt_tokens > 0 ? o.prompt_tokens : 128) + ", " + std::to_string(o.tokens) + " tokens");
+        std::printf("\n%-24s %-8s %8s %12s %12s %14s %14s\n", "format", "compute", "load s", "footprint", "on device", "batch 1 tok/s", "batch 20 tok/s");
+      }
+      std::printf("%-24s %-8s %8.2f %12s %12s %14.1f %14.1f\n", format.c_str(), m.compute.c_str(), median(m.figures[0]), human_bytes(m.footprint).c_str(), human_bytes(m.device_bytes).c_str(), median(m.figures[1]), median(m.figures[2]));
+    }
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+int bench(Options& o, ThisJob& job) {
+  if (!o.compare.empty()) return compare(o, job);
+  const std::vector<std::string> cases = settle_cases(o);
+  const Measured m = measure(o, cases, job);
+  if (o.json) {
+    print_json(m);
+  } else {
+    print_cases(m);
   }
   return 0;
 }
@@ -238,6 +306,7 @@ Command add_bench(CLI::App& app) {
   CLI::Option* cases = command->get_option("--cases");
   command->add_option("--batch", options->batch, "of the default cases: sequences at once")->check(CLI::Range(1, 4096))->excludes(cases);
   command->add_option("--prompt-tokens", options->prompt_tokens, "of the default cases: tokens of a prompt")->check(CLI::Range(1, 1000000))->excludes(cases);
+  command->add_option("--compare", options->compare, "formats, as bf16,int8,nf4: load time, footprint and speed at batch 1 and 20, one table")->excludes(cases);
   command->add_option("--tokens", options->tokens, "tokens to decode")->capture_default_str()->check(CLI::Range(2, 100000));
   command->add_option("--repeat", options->repeat, "runs of each case, after one to warm up")->capture_default_str()->check(CLI::Range(1, 1000));
   add_options(*command, options->deploy.plan.place);
@@ -245,7 +314,8 @@ Command add_bench(CLI::App& app) {
   add_options(*command, options->deploy.plan.budget);
   add_trace_option(*command, options->deploy.trace);
   command->add_flag("--json", options->json, "one object a line");
-  command->footer("Example: tandem bench SmolLM2.gguf --threads 1 --cases prefill/512,decode/b1/c128");
+  command->footer("Examples: tandem bench SmolLM2.gguf --threads 1 --cases prefill/512,decode/b1/c128\n"
+                  "          tandem bench SmolLM2-135M --compare bf16,int8,nf4 --tokens 64");
   return {command, [options] { return run_on_ranks([&](ThisJob& job) { return bench(*options, job); }); }, true};
 }
 

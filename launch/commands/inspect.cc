@@ -1,13 +1,18 @@
-// tandem inspect: what a model is made of and what it costs; one tensor as numbers.
+// tandem inspect: what a model is made of and what it costs; its tensors as numbers, and what formats do to them.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 #include "kernels/base/error.h"
 #include "kernels/cpu/backend.h"
 #include "launch/commands/commands.h"
+#include "launch/histogram_picture.h"
 #include "launch/module_tree.h"
 #include "launch/npy.h"
 #include "launch/options.h"
+#include "launch/output_file.h"
 #include "launch/terminal.h"
+#include "launch/weight_survey.h"
 #include "runtime/model/loader.h"
 #include "sharding/cluster.h"
 
@@ -16,8 +21,8 @@ namespace {
 
 struct Options {
   ModelOptions model;
-  std::string tensor, output;
-  bool dequantize = false, json = false;
+  std::string tensor, output, compare, histogram, html, svg;
+  bool dequantize = false, json = false, tensors = false;
 };
 
 // ---- one tensor
@@ -96,6 +101,156 @@ int write_tensor(const Options& o) {
   return 0;
 }
 
+// ---- all tensors
+
+// The weights as the files hold them, whatever --format says: that is what formats are held against.
+Blueprint originals(const Options& o) {
+  if (!o.model.weights.empty()) bad_input("--weights", "is given together with --tensors, --compare or --histogram (which look at the files' own)");
+  return make_blueprint(o.model.model, {}, arithmetic_of(o.model, false));
+}
+
+// Some formats are read from files and cannot be made from numbers.
+void check_makes(const Format& format, const std::string& asked) {
+  const std::vector<float> zeros(static_cast<size_t>(format.block()));
+  std::vector<std::vector<std::byte>> stored;
+  std::vector<std::byte*> out;
+  for (const Component& component : format.components(1, format.block())) stored.emplace_back(component.bytes);
+  for (auto& bytes : stored) out.push_back(bytes.data());
+  try {
+    format.quantize(zeros.data(), 1, format.block(), out);
+  } catch (const Error& error) {
+    bad_input("--format", "is " + asked + ": " + error.message);
+  }
+}
+
+// What `format` makes of each weight; null where it stays as it is.
+std::vector<const Format*> held_in(const Blueprint& blueprint, const std::string& format, bool double_quant) {
+  std::vector<const Format*> held = choose_formats(*blueprint.model, blueprint.checkpoint, {format, double_quant}).held;
+  for (WeightId id = 0; id < blueprint.model->weights.size(); ++id) {
+    const auto i = static_cast<size_t>(id);
+    const Origin& origin = blueprint.checkpoint.dialect == Dialect::gguf ? blueprint.model->weights[id].gguf : blueprint.model->weights[id].huggingface;
+    if (held[i] == blueprint.formats.stored[i] || origin.plus != 0) held[i] = nullptr;
+    if (held[i] != nullptr) check_makes(*held[i], format);
+  }
+  return held;
+}
+
+void print(const std::string& text) { write_now(stdout, text); }
+
+int show_tensors(const Options& o) {
+  const Blueprint blueprint = originals(o);
+  std::vector<SurveyedWeight> weights = weights_of(blueprint);
+  if (o.model.format != "keep") {
+    const auto held = held_in(blueprint, o.model.format, o.model.double_quant);
+    for (SurveyedWeight& weight : weights) weight.formats = {held[static_cast<size_t>(weight.id)]};
+  }
+  survey(blueprint, weights);
+  print(o.json ? nlohmann::ordered_json{{"tensors", tensor_json(blueprint, weights)}}.dump() + "\n" : tensor_table(blueprint, weights));
+  return 0;
+}
+
+int compare_formats(const Options& o) {
+  if (o.model.format != "keep") bad_input("--compare", "is given together with --format (it names the formats itself)");
+  const std::vector<std::string> names = split_formats(o.compare, "--compare");
+  const Blueprint blueprint = originals(o);
+  std::vector<SurveyedWeight> weights;
+  for (SurveyedWeight& weight : weights_of(blueprint)) {
+    const Role role = blueprint.model->weights[weight.id].role;
+    if (role == Role::linear || role == Role::router) weights.push_back(weight);
+  }
+  for (const std::string& name : names) {
+    if (find_format(name) == nullptr) format(name);  // refuses, and lists what is known
+    const auto held = held_in(blueprint, name, o.model.double_quant);
+    for (SurveyedWeight& weight : weights) {
+      const Format* format = held[static_cast<size_t>(weight.id)];
+      weight.formats.push_back(format ? format : blueprint.formats.stored[static_cast<size_t>(weight.id)]);
+    }
+  }
+  survey(blueprint, weights);
+  print(o.json ? nlohmann::ordered_json{{"formats", format_json(names, weights)}}.dump() + "\n"
+               : "the " + std::to_string(weights.size()) + " linear layers of " + blueprint.checkpoint.name + ", quantized and back, against what is stored (" + blueprint.formats.label + ")\n\n" + format_table(names, weights));
+  return 0;
+}
+
+// ---- distributions
+
+constexpr size_t kBins = 128;
+constexpr double kReach = 5;  // deviations from zero, at most
+
+NumberBins empty_bins(const NumberStatistics& n, bool quantized) {
+  const double finite = static_cast<double>(n.count - n.not_finite), most = std::max(std::fabs(n.min), std::fabs(n.max));
+  const double edge = finite > 0 ? std::min(most, kReach * std::sqrt(n.squares / finite)) : 0;
+  return {-edge, edge, std::vector<uint64_t>(kBins), std::vector<uint64_t>(quantized ? kBins : 0)};
+}
+
+HistogramPicture picture_of(const std::string& title, const std::string& about, const std::string& format, const NumberStatistics& n, const FormatError* error, NumberBins bins) {
+  char caption[240];
+  if (error) {
+    std::snprintf(caption, sizeof caption, "%s, %.4g to %.4g; %s: largest error %.4g, rms %.4g, SQNR %.2f dB", about.c_str(), n.min, n.max, format.c_str(), error->largest, error->rms(), error->sqnr());
+  } else {
+    std::snprintf(caption, sizeof caption, "%s, %.4g to %.4g, mean %.4g", about.c_str(), n.min, n.max, n.mean());
+  }
+  return {title, caption, format, std::move(bins)};
+}
+
+int show_histograms(const Options& o) {
+  const Blueprint blueprint = originals(o);
+  std::vector<SurveyedWeight> weights = weights_of(blueprint, o.histogram, "--histogram");
+  const bool all = o.histogram == "all", quantized = o.model.format != "keep";
+  if (quantized) {
+    const auto held = held_in(blueprint, o.model.format, o.model.double_quant);
+    const auto stays = [&](const SurveyedWeight& weight) { return held[static_cast<size_t>(weight.id)] == nullptr; };
+    if (all) std::erase_if(weights, stays);  // what the format does not touch has nothing to show
+    if (weights.empty() || std::any_of(weights.begin(), weights.end(), stays)) bad_input("--format", "is " + o.model.format + ", which leaves " + o.histogram + " as it is (name a weight that it changes)");
+    for (SurveyedWeight& weight : weights) weight.formats = {held[static_cast<size_t>(weight.id)]};
+  }
+  std::vector<SurveyedWeight> ranges = weights;
+  for (SurveyedWeight& weight : ranges) weight.formats.clear();
+  survey(blueprint, ranges);
+  NumberStatistics together;
+  for (const SurveyedWeight& weight : ranges) together.add(weight.report.numbers);
+
+  std::vector<HistogramPicture> pictures;
+  if (all) {  // on one scale, to be added up
+    std::vector<NumberBins> bins(weights.size(), empty_bins(together, quantized));
+    survey(blueprint, weights, &bins);
+    NumberBins sum = empty_bins(together, quantized);
+    FormatError error;
+    for (size_t i = 0; i < bins.size(); ++i) {
+      for (size_t b = 0; b < kBins; ++b) {
+        sum.original[b] += bins[i].original[b];
+        if (quantized) sum.quantized[b] += bins[i].quantized[b];
+      }
+      if (quantized) error.add(weights[i].report.errors[0]);
+    }
+    pictures.push_back(picture_of("all " + std::to_string(weights.size()) + " weights together", std::to_string(together.count) + " numbers", quantized ? o.model.format : "", together, quantized ? &error : nullptr, std::move(sum)));
+  }
+  if (!all || !o.html.empty() || !o.svg.empty()) {
+    std::vector<NumberBins> bins;
+    for (const SurveyedWeight& weight : ranges) bins.push_back(empty_bins(weight.report.numbers, quantized));
+    survey(blueprint, weights, &bins);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const WeightRow& row = blueprint.model->weights[weights[i].id];
+      const std::string about = "[" + std::to_string(row.rows.size()) + ", " + std::to_string(row.cols.size()) + "] " + std::string(blueprint.formats.stored[static_cast<size_t>(weights[i].id)]->name());
+      pictures.push_back(picture_of(row.name, about, quantized ? std::string(weights[i].formats[0]->name()) : "", weights[i].report.numbers, quantized ? &weights[i].report.errors[0] : nullptr, std::move(bins[i])));
+    }
+  }
+  for (const auto& [option, path] : {std::pair<std::string, std::string>{"--html", o.html}, {"--svg", o.svg}}) {
+    if (path.empty()) continue;
+    OutputFile file(option, path);
+    file.write(option == "--html" ? histogram_html(blueprint.checkpoint.name + (quantized ? " in " + o.model.format : ""), pictures) : histogram_svg(pictures));
+    file.finish();
+  }
+  if (o.json) {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const HistogramPicture& p : pictures) list.push_back({{"name", p.title}, {"format", p.format}, {"low", p.bins.low}, {"high", p.bins.high}, {"original", p.bins.original}, {"quantized", p.bins.quantized}});
+    print(nlohmann::ordered_json{{"histograms", list}}.dump() + "\n");
+  } else if (o.html.empty() && o.svg.empty()) {
+    for (const HistogramPicture& p : pictures) print(histogram_bars(p, columns(stdout)) + "\n");
+  }
+  return 0;
+}
+
 // ---- the model
 
 nlohmann::ordered_json to_json(const Blueprint& blueprint, const std::vector<ModuleRow>& rows, uint64_t device_bytes) {
@@ -118,7 +273,14 @@ std::string grouped(uint64_t number) {
 }
 
 int inspect(const Options& o) {
+  const int views = !o.tensor.empty() + o.tensors + !o.compare.empty() + !o.histogram.empty();
+  if (views > 1) bad_input("--tensors", "is given with another view (one of --tensor, --tensors, --compare, --histogram)");
+  if (o.histogram.empty() && (!o.html.empty() || !o.svg.empty())) bad_input("--histogram", "is missing (which weight to draw, or all)");
   if (!o.tensor.empty()) return write_tensor(o);
+  if (views > 0 && (o.dequantize || !o.output.empty())) bad_input("--dequantize", "goes with --tensor NAME alone");
+  if (o.tensors) return show_tensors(o);
+  if (!o.compare.empty()) return compare_formats(o);
+  if (!o.histogram.empty()) return show_histograms(o);
   if (o.dequantize || !o.output.empty()) bad_input("--tensor", "is missing (which tensor to write)");
   const Blueprint blueprint = make_blueprint(o.model, false);
   const auto backend = cpu::make_cpu_backend(1);
@@ -155,8 +317,14 @@ Command add_inspect(CLI::App& app) {
   command->add_option("--tensor", o.tensor, "a tensor by its Hugging Face or GGUF name; --format quantizes it on the way");
   command->add_flag("--dequantize", o.dequantize, "write it as float32, rows in Hugging Face's order");
   command->add_option("-o,--output", o.output, "NumPy file to write");
-  command->add_flag("--json", o.json, "the modules as JSON");
+  command->add_flag("--tensors", o.tensors, "a line a tensor: range, mean, outliers; with --format what it changes (SQNR: signal over error)");
+  command->add_option("--compare", o.compare, "formats held against each other over the linear layers: nf4,int8,absmax,zeropoint");
+  command->add_option("--histogram", o.histogram, "how a weight's numbers lie, or all weights': bars; with --format before and after");
+  command->add_option("--html", o.html, "--histogram as a page, all: every weight's");
+  command->add_option("--svg", o.svg, "--histogram as a picture");
+  command->add_flag("--json", o.json, "for machines");
   command->footer("Examples: tandem inspect preset:llama-3.1-8b --format nf4\n"
+                  "          tandem inspect SmolLM2-135M --compare nf4,fp4,int8,absmax\n"
                   "          tandem inspect SmolLM2.gguf --tensor blk.0.attn_q.weight --dequantize -o q.npy");
   return {command, [options] { return inspect(*options); }};
 }
