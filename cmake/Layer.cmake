@@ -52,8 +52,12 @@ function(protobuf_layer name folder)
   endif()
 endfunction()
 
-# Each kernels/cpu/*_<isa>.cc is compiled for its own instruction set and chosen once by CPUID.
+# Loops of kernels/formats are plain C++ (wide.h): the compiler makes vectors of them. Each kernels/cpu/*_<isa>.cc is compiled for its own instruction set and chosen once by CPUID.
 function(set_isa_flags)
+  file(GLOB formats CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/formats/*.cc)
+  if(NOT TANDEM_SANITIZE)
+    set_source_files_properties(${formats} PROPERTIES COMPILE_OPTIONS "-O3;-fno-trapping-math")
+  endif()
   set(avx2 -mavx2 -mfma -mf16c)
   set(avx512vnni ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi)
   set(avx512bf16 ${avx512vnni} -mavx512bf16)

@@ -7,6 +7,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/formats/blockwise.h"
+#include "kernels/formats/wide.h"
 
 namespace tandem {
 namespace {
@@ -24,19 +25,28 @@ Shape shape_of(Fp8Scales scales, int64_t rows, int64_t cols) {
   return {ceil_div(rows, kFp8Block), ceil_div(cols, kFp8Block)};
 }
 
+// Without a branch.
+TANDEM_INLINE inline uint8_t rounded_to_e4m3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffff;
+  const uint32_t normal = ((magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20) - ((127 - 7) << 3);
+  const uint32_t small = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) & 15;  // multiples of 2^-9; 8 is the least normal one
+  uint32_t code = magnitude < 0x3c800000 ? small : normal;  // 2^-6
+  code = magnitude >= 0x43e00000 ? 0x7e : code;             // kLargest
+  code = magnitude > 0x7f800000 ? 0x7f : code;
+  return static_cast<uint8_t>((bits >> 24 & 0x80) | code);
+}
+
+TANDEM_INLINE inline float largest(const float* __restrict x, int64_t count, float most) {
+  for (int64_t i = 0; i < count; ++i) most = most < std::fabs(x[i]) ? std::fabs(x[i]) : most;  // NaNs do not count
+  return most;
+}
+TANDEM_INLINE inline void round_all(const float* __restrict x, int64_t count, float up, uint8_t* __restrict codes) {
+  for (int64_t i = 0; i < count; ++i) codes[i] = rounded_to_e4m3(x[i] * up);
+}
+
 }  // namespace
 
-uint8_t float_to_e4m3(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const auto sign = static_cast<uint8_t>(bits >> 31 << 7);
-  const float magnitude = std::fabs(value);
-  if (magnitude != magnitude) return sign | 0x7f;
-  if (magnitude >= kLargest) return sign | 0x7e;
-  if (magnitude < 0x1p-6f) return sign | static_cast<uint8_t>(std::nearbyint(magnitude * 0x1p9f));  // 8 is the least normal one
-  uint32_t rounded = bits & 0x7fffffff;
-  rounded += 0x7ffff + (rounded >> 20 & 1);
-  return sign | static_cast<uint8_t>((rounded >> 20) - ((127 - 7) << 3));
-}
+uint8_t float_to_e4m3(float value) { return rounded_to_e4m3(value); }
 
 const Format* Fp8::with_block(int64_t block) const {
   return scales_ == Fp8Scales::row && block == kFp8Block ? &fp8(Fp8Scales::block) : nullptr;
@@ -90,13 +100,18 @@ void Fp8::quantize(const float* source, int64_t rows, int64_t cols, std::span<st
     for (int64_t j = 0; j < shape.cols; ++j) {
       const int64_t last_row = std::min(rows, (i + 1) * high), last_col = std::min(cols, (j + 1) * wide);
       float most = 0;
+      const int64_t first_col = j * wide, width = last_col - first_col;
       for (int64_t r = i * high; r < last_row; ++r) {
-        for (int64_t c = j * wide; c < last_col; ++c) most = std::max(most, std::fabs(source[r * cols + c]));
+        const float* x = source + r * cols + first_col;
+        float* into = &most;
+        in_wide_vectors([=]() TANDEM_INLINE { *into = largest(x, width, *into); });
       }
       const float up = most > 0 ? 1.0f / most * kLargest : 1.0f, scale = 1.0f / up;
       std::memcpy(out[kScale] + (i * shape.cols + j) * static_cast<int64_t>(sizeof scale), &scale, sizeof scale);
       for (int64_t r = i * high; r < last_row; ++r) {
-        for (int64_t c = j * wide; c < last_col; ++c) codes[r * cols + c] = float_to_e4m3(source[r * cols + c] * up);
+        const float* x = source + r * cols + first_col;
+        uint8_t* to = codes + r * cols + first_col;
+        in_wide_vectors([=]() TANDEM_INLINE { round_all(x, width, up, to); });
       }
     }
   }

@@ -6,6 +6,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/formats/blockwise.h"
+#include "kernels/formats/wide.h"
 
 namespace tandem {
 namespace {
@@ -20,6 +21,33 @@ float load(const std::byte* from, int64_t index) {
 }
 void store(std::byte* to, int64_t index, float value) {
   std::memcpy(to + index * static_cast<int64_t>(sizeof value), &value, sizeof value);
+}
+
+struct ScaleAndShift { float scale = 0, shift = 0; };
+
+// One group, a code a byte.
+TANDEM_INLINE inline ScaleAndShift quantize_group(const float* __restrict x, int64_t size, bool symmetric, float most, uint8_t* __restrict codes) {
+  float low = x[0], high = x[0];
+  for (int64_t i = 1; i < size; ++i) {
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  const float zero = symmetric ? (most + 1) / 2 : 0.0f;
+  float scale = (high - low) / most, shift = -low;
+  if (symmetric) {
+    scale = std::max(std::fabs(low), std::fabs(high)) * 2.0f / most;
+    scale = scale > 0 ? bf16_to_float(float_to_bf16(scale)) : 1.0f;
+    shift = scale * zero;
+  }
+  const float before = symmetric ? 0.0f : shift;
+  for (int64_t i = 0; i < size; ++i) {
+    const float exact = (x[i] + before) / scale;
+    float code = round_even(exact) + zero;  // beyond 2^22 it is not whole, but out of bounds all the same
+    code = code > 0 ? code : 0.0f;          // no number, where all values are one: code 0
+    code = code < most ? code : most;
+    codes[i] = static_cast<uint8_t>(static_cast<int32_t>(code));
+  }
+  return {scale, shift};
 }
 
 }  // namespace
@@ -58,29 +86,19 @@ void GroupInts::quantize(const float* source, int64_t rows, int64_t cols, std::s
   const int64_t group = std::max<int64_t>(1, this->group(cols));
   const auto most = static_cast<float>((1 << bits_) - 1);
   auto* codes = reinterpret_cast<uint8_t*>(out[kCodes]);
+  std::vector<uint8_t> wide(static_cast<size_t>(group));  // one code a byte
   for (int64_t g = 0; g < rows * cols / group; ++g) {
-    const float* values = source + g * group;
-    const auto [low, high] = std::minmax_element(values, values + group);
-    float scale = (*high - *low) / most, shift = -*low;
-    if (symmetric_) {
-      scale = std::max(std::fabs(*low), std::fabs(*high)) * 2.0f / most;
-      scale = scale > 0 ? bf16_to_float(float_to_bf16(scale)) : 1.0f;
-      shift = scale * static_cast<float>(1 << (bits_ - 1));
+    const float* x = source + g * group;
+    uint8_t *to = codes + g * group * bits_ / 8, *bytes = bits_ == 8 ? to : wide.data();
+    ScaleAndShift made;
+    ScaleAndShift* into = &made;
+    const bool symmetric = symmetric_;
+    in_wide_vectors([=]() TANDEM_INLINE { *into = quantize_group(x, group, symmetric, most, bytes); });
+    if (bits_ == 4) {
+      for (int64_t i = 0; i < group / 2; ++i) to[i] = static_cast<uint8_t>(wide[static_cast<size_t>(2 * i)] | wide[static_cast<size_t>(2 * i + 1)] << 4);
     }
-    store(out[kScale], g, scale);
-    store(out[kShift], g, shift);
-    for (int64_t i = 0; i < group; ++i) {
-      // No number where all values are one: code 0.
-      const float code = symmetric_ ? std::nearbyint(values[i] / scale) + static_cast<float>(1 << (bits_ - 1))
-                                    : std::nearbyint((values[i] + shift) / scale);
-      const auto bounded = static_cast<uint8_t>(!(code > 0) ? 0 : code > most ? most : code);
-      const int64_t at = g * group + i;
-      if (bits_ == 8) {
-        codes[at] = bounded;
-      } else {
-        codes[at / 2] = static_cast<uint8_t>(i % 2 == 0 ? bounded : codes[at / 2] | bounded << 4);
-      }
-    }
+    store(out[kScale], g, made.scale);
+    store(out[kShift], g, made.shift);
   }
 }
 

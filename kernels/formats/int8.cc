@@ -3,16 +3,29 @@
 #include "kernels/formats/int8.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/error.h"
 #include "kernels/formats/blockwise.h"
+#include "kernels/formats/wide.h"
 
 namespace tandem {
 namespace {
 
 enum Part { kCodes, kRowMax };
+
+// f16_to_float(float_to_f16(value)) without a branch.
+TANDEM_INLINE inline float rounded_to_f16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffff;
+  const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1)) & ~uint32_t{0x1fff};
+  const uint32_t small = std::bit_cast<uint32_t>((std::bit_cast<float>(magnitude) + 0.5f) - 0.5f);  // multiples of 2^-24
+  uint32_t rounded = magnitude < 0x38800000 ? small : normal;
+  rounded = magnitude >= 0x477ff000 ? 0x7f800000 : rounded;  // 65520 and above
+  rounded = magnitude > 0x7f800000 ? 0x7fc00000 : rounded;
+  return std::bit_cast<float>((bits & 0x80000000) | rounded);
+}
 
 class Int8 final : public RowBlockFormat {
  public:
@@ -37,19 +50,24 @@ class Int8 final : public RowBlockFormat {
   void quantize(const float* source, int64_t rows, int64_t cols, std::span<std::byte* const> out) const override {
     std::vector<float> row(static_cast<size_t>(cols));
     for (int64_t r = 0; r < rows; ++r, source += cols) {
-      float most = 0;
-      for (int64_t k = 0; k < cols; ++k) {
-        row[k] = f16_to_float(float_to_f16(source[k]));
-        most = std::fabs(row[k]) > most || row[k] != row[k] ? std::fabs(row[k]) : most;  // a NaN stays: nothing is above it
-        if (most != most) break;
-      }
-      // torch divides a number by a tensor so. Of a row of zeros infinite: each of its products is no number, which is code 0.
-      const float by = 1.0f / most * 127.0f;
       auto* codes = reinterpret_cast<int8_t*>(out[kCodes]) + r * cols;
-      for (int64_t k = 0; k < cols; ++k) {
-        const float code = std::nearbyint(row[k] * by);
-        codes[k] = std::fabs(code) <= 127 ? static_cast<int8_t>(code) : int8_t{0};
-      }
+      float most = 0;
+      in_wide_vectors([&]() TANDEM_INLINE {
+        uint32_t bits = 0;  // of the largest magnitude; a NaN is above all
+        for (int64_t k = 0; k < cols; ++k) {
+          const float value = rounded_to_f16(source[k]);
+          row[static_cast<size_t>(k)] = value;
+          bits = std::max(bits, std::bit_cast<uint32_t>(value) & 0x7fffffff);
+        }
+        most = std::bit_cast<float>(bits);
+        // torch divides a number by a tensor so. Of a row of zeros infinite: each of its products is no number, which is code 0.
+        const float by = 1.0f / most * 127.0f;
+        for (int64_t k = 0; k < cols; ++k) {
+          const float product = row[static_cast<size_t>(k)] * by;
+          const float code = round_even(std::fabs(product) < 127.5f ? product : 0.0f);
+          codes[k] = static_cast<int8_t>(static_cast<int32_t>(code));
+        }
+      });
       std::memcpy(out[kRowMax] + r * static_cast<int64_t>(sizeof most), &most, sizeof most);
     }
   }

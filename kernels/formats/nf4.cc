@@ -8,6 +8,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/formats/blockwise.h"
+#include "kernels/formats/wide.h"
 
 namespace tandem {
 namespace {
@@ -54,44 +55,50 @@ constexpr float kDynamicHalf[127] = {
     .86640626f,    .8804687f,     .89453125f,   .9085938f,     .92265624f,   .93671876f,   .9507812f,    .96484375f,    .9789063f,
     .99296874f};
 
-// The nearest code without a search: [-1, 1] in cells that hold at most two of the bounds between neighbouring values, each with the
-// number of bounds in the cells before it.
+// The nearest code is the number of bounds between neighbouring values that lie below: all of them are compared, so that a loop over
+// numbers has no branch. A NaN is above all, as in torch.bucketize.
+constexpr int kBounds = 15;
 struct Thresholds {
-  static constexpr int kCells = 64;
-  std::array<float, 17> bounds;  // ascending; the last two are never reached
-  std::array<uint8_t, 16> code;
-  std::array<uint8_t, kCells * 2 + 1> before{};
+  std::array<float, kBounds> bounds;      // ascending
+  std::array<uint8_t, 256> pair;          // of two counts, the first in the high half: two codes
 };
-size_t cell(float y) { return static_cast<size_t>((y + 1.0f) * Thresholds::kCells); }
 Thresholds thresholds(Codebook book) {
   Thresholds t;
   const auto& values = code_values(book);
-  t.code = book == Codebook::nf4 ? kNf4Order : kFp4Order;
-  t.bounds[15] = t.bounds[16] = std::numeric_limits<float>::infinity();
-  for (int i = 0; i < 15; ++i) {
-    t.bounds[i] = (values[t.code[i]] + values[t.code[i + 1]]) / 2.0f;
-    for (size_t later = cell(t.bounds[i]) + 1; later < t.before.size(); ++later) ++t.before[later];
-  }
+  const auto& order = book == Codebook::nf4 ? kNf4Order : kFp4Order;
+  for (size_t i = 0; i < kBounds; ++i) t.bounds[i] = (values[order[i]] + values[order[i + 1]]) / 2.0f;
+  for (size_t i = 0; i < 256; ++i) t.pair[i] = static_cast<uint8_t>(order[i >> 4] << 4 | order[i & 15]);
   return t;
 }
-uint8_t nearest(const Thresholds& t, float y) {  // y in [-1, 1] or NaN, which goes all the way up, as in torch.bucketize
-  if (y != y) return t.code[15];
-  int i = t.before[cell(y)];
-  i += y > t.bounds[i];
-  i += y > t.bounds[i];
-  return t.code[i];
-}
 
-float largest(const float* values, int64_t count) {
-  uint32_t most[4] = {};  // magnitudes are ordered as their bits are, NaNs above all
-  int64_t i = 0;
-  for (; i + 4 <= count; i += 4) {
-    for (int j = 0; j < 4; ++j) most[j] = std::max(most[j], std::bit_cast<uint32_t>(values[i + j]) & 0x7fffffff);
+TANDEM_INLINE inline float clamp_unit(float v) { return v < -1.0f ? -1.0f : v > 1.0f ? 1.0f : v; }
+
+// One block: how many bounds lie below each number, two a byte (an odd count leaves a spare half, as of 0); returns its absmax.
+constexpr int64_t kMostBlock = 4096;
+TANDEM_INLINE inline float quantize_block(const float* __restrict x, int64_t size, bool whole, const std::array<float, kBounds>& all_bounds, uint8_t* __restrict codes) {
+  const std::array<float, kBounds> bounds = all_bounds;
+  uint32_t bits = 0;  // magnitudes are ordered as their bits are, NaNs above all
+  for (int64_t i = 0; i < size; ++i) bits = std::max(bits, std::bit_cast<uint32_t>(x[i]) & 0x7fffffff);
+  const float most = std::bit_cast<float>(bits), safe = most < 1e-38f ? 1e-38f : most, inverse = 1.0f / safe;
+  int32_t below[kMostBlock];
+  constexpr int64_t kAtOnce = 32;  // numbers whose counts stay in registers
+  for (int64_t first = 0; first < size; first += kAtOnce) {
+    float y[kAtOnce] = {};
+    const int64_t n = std::min(kAtOnce, size - first);
+    if (whole) {  // blocks are multiples of kAtOnce
+      for (int64_t i = 0; i < kAtOnce; ++i) y[i] = clamp_unit(x[first + i] * inverse);
+    } else {
+      for (int64_t i = 0; i < n; ++i) y[i] = clamp_unit(x[first + i] / safe);
+    }
+    int32_t count[kAtOnce] = {};
+    for (size_t k = 0; k < kBounds; ++k) {
+      for (int64_t i = 0; i < kAtOnce; ++i) count[i] += y[i] <= bounds[k] ? 0 : 1;
+    }
+    for (int64_t i = 0; i < kAtOnce; ++i) below[first + i] = count[i];
   }
-  for (; i < count; ++i) most[0] = std::max(most[0], std::bit_cast<uint32_t>(values[i]) & 0x7fffffff);
-  return std::bit_cast<float>(std::max(std::max(most[0], most[1]), std::max(most[2], most[3])));
+  for (int64_t i = 0; i < (size + 1) / 2; ++i) codes[i] = static_cast<uint8_t>(below[2 * i] << 4 | below[2 * i + 1]);
+  return whole ? most : safe;
 }
-float clamp_unit(float v) { return v < -1.0f ? -1.0f : v > 1.0f ? 1.0f : v; }
 
 // bitsandbytes finds the nearest entry of the map through a table over 65,536 steps of [-1, 1]. Around zero the steps are wider than
 // the map's, so these codes are not the nearest ones; they are bitsandbytes' ones.
@@ -242,24 +249,14 @@ void FourBit::quantize(const float* source, int64_t rows, int64_t cols, std::spa
   std::vector<float> absmax(static_cast<size_t>(blocks));
   auto* codes = reinterpret_cast<uint8_t*>(out[kCodes]);
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t begin = b * block_, end = std::min(count, begin + block_);
-    const float most = largest(source + begin, end - begin), safe = most < 1e-38f ? 1e-38f : most;
-    const bool whole = end - begin == block_;
-    absmax[b] = whole ? most : safe;
-    const float inverse = 1.0f / safe;
-    int64_t i = begin;
-    if (whole) {
-      for (; i < end; i += 2) {
-        const uint8_t high = nearest(t, clamp_unit(source[i] * inverse)), low = nearest(t, clamp_unit(source[i + 1] * inverse));
-        codes[i / 2] = static_cast<uint8_t>(high << 4 | low);
-      }
-      continue;
-    }
-    for (; i < end; i += 2) {  // an odd count leaves a spare half byte
-      const uint8_t high = nearest(t, clamp_unit(source[i] / safe)),
-                    low = nearest(t, i + 1 < end ? clamp_unit(source[i + 1] / safe) : 0.0f);
-      codes[i / 2] = static_cast<uint8_t>(high << 4 | low);
-    }
+    const int64_t begin = b * block_, size = std::min(count, begin + block_) - begin;
+    const bool whole = size == block_;
+    float* most = &absmax[static_cast<size_t>(b)];
+    uint8_t* to = codes + begin / 2;
+    const float* x = source + begin;
+    in_wide_vectors([=, &t]() TANDEM_INLINE { *most = quantize_block(x, size, whole, t.bounds, to); });
+    if (book_ == Codebook::nf4) continue;  // whose codes are in order
+    for (int64_t i = 0; i < (size + 1) / 2; ++i) to[i] = t.pair[to[i]];
   }
   std::memcpy(out[kQuantMap], code_values(book_).data(), 64);
   if (!nested_) {

@@ -136,7 +136,7 @@ TEST(Perplexity, IsThatOfTheLogits) {
 }
 
 TEST(Bench, FormatsInOneTable) {
-  const Ran ran = run_tandem("bench " + kTiny + " --compare fp32,int8,nf4 --tokens 8 --repeat 1 --prompt-tokens 8 --json");
+  const Ran ran = run_tandem("bench " + kTiny + " --compare fp32,int8,nf4 --tokens 64 --repeat 1 --prompt-tokens 8 --json");
   ASSERT_EQ(ran.code, 0) << ran.err;
   std::stringstream lines(ran.out);
   std::vector<std::string> seen;
@@ -150,7 +150,7 @@ TEST(Bench, FormatsInOneTable) {
   EXPECT_EQ(seen[1], "fp32 decode/b1/c8");
   EXPECT_EQ(seen[2], "fp32 decode/b20/c8");
   EXPECT_THAT(seen[8], HasSubstr("nf4"));
-  const Ran table = run_tandem("bench " + kTiny + " --compare fp32,nf4 --tokens 8 --repeat 1 --prompt-tokens 8");
+  const Ran table = run_tandem("bench " + kTiny + " --compare fp32,nf4 --tokens 64 --repeat 1 --prompt-tokens 8");
   EXPECT_THAT(table.out, testing::AllOf(HasSubstr("batch 20 tok/s"), HasSubstr("\nfp32 "), HasSubstr("\nnf4 ")));
 }
 

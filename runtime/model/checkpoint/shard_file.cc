@@ -77,6 +77,8 @@ ShardFile::~ShardFile() {
 
 void ShardFile::open() {
   if (descriptor_ >= 0) return;
+  // A whole file in which something was found damaged is unfinished again.
+  if (::rename(path_.c_str(), (path_ + ".partial").c_str()) != 0 && errno != ENOENT) cannot_write(path_, errno);
   descriptor_ = ::open((path_ + ".partial").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (descriptor_ < 0) cannot_write(path_, errno);
 }

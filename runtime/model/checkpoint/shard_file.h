@@ -21,7 +21,7 @@ class ShardFile {
   uint64_t data_bytes() const { return data_bytes_; }  // of pieces that are no texts
   uint64_t bytes() const { return header_bytes_ + data_bytes_; }
 
-  void open();  // NAME.partial, made where it is not there. Errors of all: Code::resource_exhausted, the disk is full; unavailable
+  void open();  // NAME.partial, made where it is not there; it takes the place of NAME. Errors of all: Code::resource_exhausted, the disk is full; unavailable
   void write(const FilePiece& piece, uint64_t offset, std::span<const std::byte> bytes);
   void finish(const std::map<std::string, std::string>& texts);  // by the piece's name; then the file has its own name
 

@@ -44,9 +44,11 @@ void expect_as_loaded(const std::string& model, const FormatOptions& format, con
     const WeightRow& row = loaded.model->weights[id];
     const Rectangle all{0, row.rows.size(), 0, row.cols.size()};
     const LoadedSlice a = load_slice(loaded, id, all), b = load_slice(written, id, all);
-    ASSERT_EQ(family(*a.view.format), family(*b.view.format)) << row.name;
-    const auto components = a.view.format->components(all.rows(), all.cols());
+    // By another name it may be: "int4_sym" is "int4" in files, a block that is the whole matrix a matrix.
+    const auto components = a.view.format->components(all.rows(), all.cols()), others = b.view.format->components(all.rows(), all.cols());
+    ASSERT_EQ(components.size(), others.size()) << row.name;
     for (size_t i = 0; i < components.size(); ++i) {
+      ASSERT_EQ(components[i].bytes, others[i].bytes) << row.name;
       ASSERT_EQ(std::memcmp(a.view.data[i], b.view.data[i], components[i].bytes), 0) << row.name << components[i].suffix;
     }
     const std::vector<float> x = numbers(a), y = numbers(b);
@@ -149,6 +151,7 @@ TEST(Requantize, GgufFilesBecomeTheCheckpointTheyWereMadeFrom) {
     write(fixture("gguf/" + std::string(name) + ".gguf"), {}, to.path());
     const auto mine = test::read_safetensors(to.path() + "/model.safetensors"), theirs = test::read_safetensors(fixture(name) + "/model.safetensors");
     for (const auto& [key, tensor] : theirs) {
+      if (key.ends_with(".attn.bias")) continue;  // GPT-2's mask
       ASSERT_TRUE(mine.contains(key)) << key;
       EXPECT_EQ(mine.at(key).shape, tensor.shape) << key;
       if (mine.at(key).dtype == tensor.dtype) {
@@ -187,7 +190,7 @@ TEST(Requantize, GoesOnWhereItWasInterrupted) {
   EXPECT_GT(expected.size(), 5u);
   EXPECT_TRUE(expected.contains("model.safetensors.index.json"));
   expect_as_loaded(fixture("llama-tiny"), format, whole.path());
-  for (const uint64_t bytes : {1, 40000, 200000, 300000}) {
+  for (const uint64_t bytes : {1, 150000, 300000, 450000}) {
     SCOPED_TRACE(bytes);
     const TemporaryDirectory to;
     EXPECT_THROW(write(fixture("llama-tiny"), format, to.path(), kShard, until(bytes)), Error);
