@@ -39,6 +39,7 @@ std::vector<OutputFileText> files_beside(const Checkpoint& checkpoint) {
     if (!checkpoint.generation_config.empty()) files.push_back({"generation_config.json", checkpoint.generation_config.dump(2) + "\n"});
     return files;
   }
+  if (!fs::is_directory(checkpoint.path, error)) return files;  // made-up weights of a preset
   for (const auto& entry : fs::directory_iterator(checkpoint.path, error)) {
     const std::string name = entry.path().filename().string();
     const bool of_weights = name == "config.json" || ends_with_any(name, {".index.json"}) || name.starts_with("adapter_") || name.starts_with("quant");
@@ -99,7 +100,7 @@ int quantize(const Options& o) {
                                              {"resumed_bytes", done.resumed_bytes}, {"seconds", seconds}, {"changed", plan.changed}}.dump() + "\n");
     return 0;
   }
-  for (const std::string& line : plan.changed) std::fprintf(stderr, "note: %s (Hugging Face files have no other form for it)\n", line.c_str());
+  for (const std::string& line : plan.changed) std::fprintf(stderr, "note: %s (Hugging Face files have one float type and no GGUF blocks)\n", line.c_str());
   if (done.resumed_bytes > 0) std::fprintf(stderr, "note: %s was there from before, read back and found whole\n", human_bytes(done.resumed_bytes).c_str());
   char line[200];
   std::snprintf(line, sizeof line, "%zu file%s, %s of %s from %s, %.1f s (%.2f GB/s read)\n", plan.shards.size(), plan.shards.size() == 1 ? "" : "s", human_bytes(done.bytes).c_str(), plan.label.c_str(),

@@ -27,10 +27,14 @@ class Planner {
       if (model_.weights[id].tied_to == kNoWeight) add(id);
     }
     if (model_.weights[model_.head_weight].tied_to != kNoWeight) left_alone_.push_back(model_.modules.head);
+    one_type_ = from_huggingface_ ? nullptr : one_float_type();
     for (OutputTensor& tensor : out_.tensors) finish(tensor);
+    for (const auto& [from, count] : retyped_) {
+      if (from != one_type_) out_.changed.push_back(std::to_string(count) + " tensors of " + std::string(from->name()) + " become " + std::string(one_type_->name()));
+    }
     fill_shards(shard_bytes);
     write_config();
-    out_.label = b_.formats.label;
+    out_.label = label();
     return std::move(out_);
   }
 
@@ -71,7 +75,10 @@ class Planner {
     if (row.huggingface.stacked >= 0) bad_input(tensor.name, "is one of a stack of matrices (only matrices by themselves are written)");
     const QuantizedWriter* writer = tensor.format->is_dense() ? nullptr : find_writer(*tensor.format);
     const bool linear = is_linear(row) && tensor.name.ends_with(kWeight);
-    if (vector) tensor.format = tensor.format->is_dense() ? tensor.format : &dense_format(DType::f32);
+    if (one_type_ && (vector || tensor.format->is_dense()) && tensor.format != one_type_) {
+      ++retyped_[&stored];
+      tensor.format = one_type_;
+    }
     if (!tensor.format->is_dense() && (writer == nullptr || !linear)) {
       const std::string kept = std::string(tensor.format->name());
       if (&stored != tensor.format) {
@@ -79,7 +86,7 @@ class Planner {
                                                                              : ", which no library reads from safetensors (these are written: " + written_formats() + ")"));
       }
       if (linear) bad_input("--format", "keeps " + tensor.name + " in " + kept + ", which no library reads from safetensors (name a format: " + written_formats() + ")");
-      tensor.format = &config_format(b_.checkpoint.config);  // an embedding of a GGUF file
+      tensor.format = one_type_ ? one_type_ : &config_format(b_.checkpoint.config);  // an embedding of a GGUF file
       out_.changed.push_back(tensor.name + ": " + kept + " becomes " + std::string(tensor.format->name()));
     }
     if (tensor.format->is_dense()) {
@@ -97,7 +104,7 @@ class Planner {
       }
       writer_ = writer;
       first_ = first_ ? first_ : tensor.format;
-      const Format& type = stored.is_dense() ? stored : config_format(b_.checkpoint.config);
+      const Format& type = one_type_ ? *one_type_ : stored.is_dense() ? stored : config_format(b_.checkpoint.config);
       modules_.push_back({tensor.name.substr(0, tensor.name.size() - kWeight.size()), tensor.format, tensor.rows, tensor.cols, type.dtype()});
       tensor.pieces = writer->pieces(modules_.back());
     }
@@ -109,6 +116,21 @@ class Planner {
   void count(const OutputTensor& tensor) {
     for (const FilePiece& piece : tensor.pieces) out_.bytes += piece.bytes;
     out_.source_bytes += tensor.source_bytes;
+  }
+
+  // Most bytes first, vectors left out.
+  std::string label() const {
+    std::map<std::string_view, uint64_t> bytes;
+    for (const OutputTensor& tensor : out_.tensors) {
+      if (is_vector(model_.weights[tensor.parts[0]])) continue;
+      for (const FilePiece& piece : tensor.pieces) bytes[tensor.format->name()] += piece.bytes;
+    }
+    std::vector<std::pair<uint64_t, std::string_view>> order;
+    for (const auto& [name, count] : bytes) order.push_back({count, name});
+    std::sort(order.rbegin(), order.rend());
+    std::string text;
+    for (const auto& [count, name] : order) text += (text.empty() ? "" : " + ") + std::string(name);
+    return text;
   }
 
   void fill_shards(uint64_t shard_bytes) {
@@ -132,7 +154,8 @@ class Planner {
       left_alone_.erase(std::unique(left_alone_.begin(), left_alone_.end()), left_alone_.end());
       config["quantization_config"] = writer_->config(modules_, left_alone_);
     }
-    if (const Format* all = dense_linear_format()) config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] = torch_name(all->dtype());
+    const Format* all = one_type_ ? one_type_ : dense_linear_format();
+    if (all) config[config.contains("torch_dtype") ? "torch_dtype" : "dtype"] = torch_name(all->dtype());
     for (const char* key : {"rope_scaling", "rope_parameters"}) {
       if (!config.contains(key) || !config[key].is_object()) continue;
       const std::string type = config[key].value("rope_type", "");
@@ -141,7 +164,13 @@ class Planner {
     out_.config = std::move(config);
   }
 
-  // The one float type of all linear layers.
+  // GGUF files keep norms in fp32 beside whatever else; transformers wants what is not quantized in one type.
+  const Format* one_float_type() const {
+    if (const Format* all = dense_linear_format()) return all;
+    return &config_format(b_.checkpoint.config);
+  }
+
+  // The one float type of all linear layers; null when they have none, or several.
   const Format* dense_linear_format() const {
     const Format* all = nullptr;
     for (const OutputTensor& tensor : out_.tensors) {
@@ -161,6 +190,8 @@ class Planner {
   std::vector<std::string> left_alone_;
   const QuantizedWriter* writer_ = nullptr;
   const Format* first_ = nullptr;  // that made it the one
+  std::map<const Format*, int> retyped_;
+  const Format* one_type_ = nullptr;  // of all that is not quantized; null: each has its own
 };
 
 }  // namespace

@@ -12,27 +12,20 @@ namespace {
 
 using nlohmann::ordered_json;
 
-const GroupInts* symmetric(const Format& format, int bits) {
+bool is_symmetric(const Format& format) {
   const auto* ints = dynamic_cast<const GroupInts*>(&format);
-  return ints && ints->symmetric() && ints->bits() == bits ? ints : nullptr;
+  return ints && ints->symmetric();
 }
 const Fp8* float8(const Format& format) { return dynamic_cast<const Fp8*>(&format); }
 
-FilePiece scale_piece(const WrittenModule& m) {
-  const auto& ints = dynamic_cast<const GroupInts&>(*m.format);
-  return component_piece(m.name + ".weight_scale", DType::bf16, {m.rows, m.cols / ints.group(m.cols)}, 1, Recoding::to_bf16);  // bf16 already
-}
-
 std::vector<FilePiece> packed_pieces(const WrittenModule& m) {
+  const auto& ints = dynamic_cast<const GroupInts&>(*m.format);
   const int64_t sides[] = {m.rows, m.cols};
   std::vector<std::byte> shape(sizeof sides);
   std::memcpy(shape.data(), sides, sizeof sides);
-  return {component_piece(m.name + ".weight_packed", DType::i32, {m.rows, m.cols / 8}, 0), scale_piece(m),
+  return {component_piece(m.name + ".weight_packed", DType::i32, {m.rows, m.cols * ints.bits() / 32}, 0),
+          component_piece(m.name + ".weight_scale", DType::bf16, {m.rows, m.cols / ints.group(m.cols)}, 1, Recoding::to_bf16),  // they are bf16
           constant_piece(m.name + ".weight_shape", DType::i64, {2}, std::move(shape))};
-}
-
-std::vector<FilePiece> int8_pieces(const WrittenModule& m) {
-  return {component_piece(m.name + ".weight", DType::i8, {m.rows, m.cols}, 0, Recoding::flip_sign), scale_piece(m)};
 }
 
 std::vector<FilePiece> float_pieces(const WrittenModule& m) {
@@ -87,12 +80,11 @@ template <const char* kForm>
 ordered_json config_of(std::span<const WrittenModule> modules, const std::vector<std::string>& left_alone) {
   return config(kForm, modules, left_alone);
 }
-constexpr char kPacked[] = "pack-quantized", kInt[] = "int-quantized", kFloat[] = "float-quantized";
+constexpr char kPacked[] = "pack-quantized", kFloat[] = "float-quantized";
 
 }  // namespace
 
-const QuantizedWriter kPackedWriter = {"compressed-tensors, pack-quantized", [](const Format& f) { return symmetric(f, 4) != nullptr; }, packed_pieces, config_of<kPacked>};
-const QuantizedWriter kIntWriter = {"compressed-tensors, int-quantized", [](const Format& f) { return symmetric(f, 8) != nullptr; }, int8_pieces, config_of<kInt>};
+const QuantizedWriter kPackedWriter = {"compressed-tensors, pack-quantized", is_symmetric, packed_pieces, config_of<kPacked>};
 const QuantizedWriter kFloatWriter = {"compressed-tensors, float-quantized",
                                       [](const Format& f) { return float8(f) && float8(f)->scales() != Fp8Scales::block; }, float_pieces, config_of<kFloat>};
 const QuantizedWriter kFp8BlockWriter = {"fp8 in blocks", [](const Format& f) { return float8(f) && float8(f)->scales() == Fp8Scales::block; }, block_pieces, block_config};

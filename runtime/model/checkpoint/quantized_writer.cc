@@ -8,7 +8,7 @@
 namespace tandem {
 namespace {
 
-constexpr const QuantizedWriter* kWriters[] = {&kBitsandbytes4Writer, &kBitsandbytes8Writer, &kPackedWriter, &kIntWriter, &kFloatWriter, &kFp8BlockWriter};
+constexpr const QuantizedWriter* kWriters[] = {&kBitsandbytes4Writer, &kBitsandbytes8Writer, &kPackedWriter, &kFloatWriter, &kFp8BlockWriter};
 
 uint64_t bytes_of(DType dtype, const std::vector<int64_t>& shape) {
   uint64_t bytes = size(dtype);
@@ -35,9 +35,6 @@ void recode(Recoding recoding, const std::byte* component, uint64_t bytes, std::
   switch (recoding) {
     case Recoding::as_is:
       std::memcpy(out.data(), component, bytes);
-      break;
-    case Recoding::flip_sign:
-      for (uint64_t i = 0; i < bytes; ++i) out[i] = component[i] ^ std::byte{0x80};
       break;
     case Recoding::to_bf16: {
       std::vector<float> values(bytes / sizeof(float));

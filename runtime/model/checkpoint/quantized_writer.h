@@ -12,7 +12,7 @@
 
 namespace tandem {
 
-enum class Recoding : uint8_t { as_is, flip_sign, to_bf16 };  // unsigned bytes around 128 as signed ones; fp32 as bf16
+enum class Recoding : uint8_t { as_is, to_bf16 };  // to_bf16: of fp32
 
 // One tensor that a weight becomes: a component of its format, `constant`, or `text`.
 struct FilePiece {
@@ -46,7 +46,7 @@ struct QuantizedWriter {
   // left_alone: linear layers that stay as they are.
   nlohmann::ordered_json (*config)(std::span<const WrittenModule> modules, const std::vector<std::string>& left_alone);
 };
-extern const QuantizedWriter kBitsandbytes4Writer, kBitsandbytes8Writer, kPackedWriter, kIntWriter, kFloatWriter, kFp8BlockWriter;
+extern const QuantizedWriter kBitsandbytes4Writer, kBitsandbytes8Writer, kPackedWriter, kFloatWriter, kFp8BlockWriter;
 
 const QuantizedWriter* find_writer(const Format& format);  // null: no library reads it
 std::string written_formats();                             // for messages: "nf4, nf4_dq, ..."
