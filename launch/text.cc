@@ -17,11 +17,7 @@ std::string generation_file(const Checkpoint& checkpoint) {
 
 void open_gguf(OpenText& text, GgufText given, const std::string& path) {
   std::string chat_template = std::move(given.chat_template);
-  GgufVocabulary vocabulary{.tokens = std::move(given.tokens), .types = std::move(given.types), .merges = std::move(given.merges),
-                            .scores = std::move(given.scores), .model = std::move(given.model), .pre = std::move(given.pre),
-                            .bos = given.bos, .eos = given.eos, .unknown = given.unknown, .padding = given.padding,
-                            .add_bos = given.add_bos, .add_eos = given.add_eos, .add_space_prefix = given.add_space_prefix};
-  text.tokenizer = Tokenizer::from_gguf(std::move(vocabulary), path);
+  text.tokenizer = Tokenizer::from_gguf(vocabulary_of(std::move(given)), path);
   const auto piece = [&text](const char* variable, std::optional<int32_t> id) {
     if (id) text.variables[variable] = text.tokenizer->piece(*id);
   };
@@ -50,6 +46,13 @@ void add_id(std::vector<int32_t>& ids, int64_t id) {
 constexpr std::string_view kTurnEnds[] = {"<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|endoftext|>"};
 
 }  // namespace
+
+GgufVocabulary vocabulary_of(GgufText given) {
+  return {.tokens = std::move(given.tokens), .types = std::move(given.types), .merges = std::move(given.merges),
+          .scores = std::move(given.scores), .model = std::move(given.model), .pre = std::move(given.pre),
+          .bos = given.bos, .eos = given.eos, .unknown = given.unknown, .padding = given.padding,
+          .add_bos = given.add_bos, .add_eos = given.add_eos, .add_space_prefix = given.add_space_prefix};
+}
 
 Sampling sampling_defaults(const nlohmann::json& generation_config, const std::string& file) {
   const Config config(generation_config, file);

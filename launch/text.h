@@ -25,6 +25,9 @@ std::unique_ptr<OpenText> open_text(const Blueprint& blueprint);
 // Tokenizer and template alone, of a directory without weights, too. Errors: as above; Code::not_found.
 std::unique_ptr<OpenText> open_tokenizer(const std::string& path);
 
+// A GGUF file's vocabulary as the tokenizer takes it.
+GgufVocabulary vocabulary_of(GgufText given);
+
 // generation_config.json's sampling: do_sample false or absent means temperature 0; what it leaves out is neutral.
 Sampling sampling_defaults(const nlohmann::json& generation_config, const std::string& file);
 

@@ -11,8 +11,10 @@
 #include "launch/options.h"
 #include "launch/progress.h"
 #include "launch/terminal.h"
+#include "launch/text.h"
 #include "runtime/model/checkpoint/storage.h"
 #include "runtime/model/requantize.h"
+#include "runtime/text/gguf_tokenizer_json.h"
 #include "sharding/cluster.h"
 
 namespace tandem {
@@ -37,6 +39,16 @@ std::vector<OutputFileText> files_beside(const Checkpoint& checkpoint) {
   std::error_code error;
   if (checkpoint.dialect == Dialect::gguf) {
     if (!checkpoint.generation_config.empty()) files.push_back({"generation_config.json", checkpoint.generation_config.dump(2) + "\n"});
+    GgufText text = read_text_files(checkpoint.path).gguf.value_or(GgufText{});
+    if (text.tokens.empty()) return files;
+    const std::string chat_template = text.chat_template;
+    TokenizerFiles made = gguf_tokenizer_files(vocabulary_of(std::move(text)), chat_template, checkpoint.path);
+    if (made.tokenizer_json.empty()) {
+      std::fprintf(stderr, "note: %s: its tokenizer is not written (byte-level ones are; take tokenizer.json from the model it was made from)\n", checkpoint.path.c_str());
+      return files;
+    }
+    files.push_back({"tokenizer.json", std::move(made.tokenizer_json)});
+    files.push_back({"tokenizer_config.json", std::move(made.tokenizer_config_json)});
     return files;
   }
   if (!fs::is_directory(checkpoint.path, error)) return files;  // made-up weights of a preset

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/base/error.h"
+#include "runtime/text/gguf_tokenizer_json.h"
 #include "runtime/text/regex.h"
 #include "runtime/text/tokenizer_parts.h"
 #include "runtime/text/utf8.h"
@@ -89,6 +90,11 @@ const PreRow& find_pre(const std::string& name, const std::string& where) {
 enum class TokenType : int32_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
 
 }  // namespace
+
+GgufPre gguf_pre(const std::string& name, const std::string& where) {
+  const PreRow& row = find_pre(name, where);
+  return {row.splits, row.ignore_merges, row.nfc, row.add_bos};
+}
 
 std::unique_ptr<Tokenizer> Tokenizer::from_gguf(GgufVocabulary given, const std::string& where) {
   const size_t count = given.tokens.size();

@@ -48,6 +48,24 @@ TEST(Quantize, WhatIsWrittenAnswersAsTheModelQuantizedOnLoad) {
   }
 }
 
+// The tokenizer and the template of a GGUF file, as files.
+TEST(Quantize, AGgufFileTokenizesAsBefore) {
+  for (const char* name : {"llama-q4", "llama-k"}) {
+    const TemporaryFolder folder;
+    const std::string gguf = std::string(TANDEM_FIXTURES "/gguf/") + name + ".gguf", out = folder / "out";
+    ASSERT_EQ(run_tandem("quantize " + gguf + " --format nf4 -o " + out).code, 0);
+    for (const char* text : {"Hello <left> world, it'\\''s 42", "  two  spaces\n\n1234 Grüße 日本語", "x"}) {
+      const Ran a = run_tandem(std::string("tokenize --json --prompt '") + text + "' " + gguf), b = run_tandem(std::string("tokenize --json --prompt '") + text + "' " + out);
+      EXPECT_EQ(a.code, 0) << a.err;
+      EXPECT_EQ(a.out, b.out) << text;
+    }
+    std::ofstream(folder / "chat.json") << R"([{"role": "user", "content": "Hi there"}])";
+    const Ran a = run_tandem("tokenize --chat " + (folder / "chat.json") + " " + gguf), b = run_tandem("tokenize --chat " + (folder / "chat.json") + " " + out);
+    EXPECT_EQ(a.code, b.code);
+    EXPECT_EQ(a.out, b.out);
+  }
+}
+
 TEST(Quantize, AFullDiskLeavesWholeFilesAndSaysHowToGoOn) {
   const TemporaryFolder folder;
   const std::string out = folder / "out", whole = folder / "whole", options = " --format int8 --shard-size 120000 -o ";
