@@ -107,7 +107,7 @@ class Requantizer {
       size_t whole = 0;
       for (const Shard& shard : shards_) whole += shard.left == 0 && shard.file->finished();
       fail(error.code, error.where, error.message + " (" + std::to_string(whole) + " of " + std::to_string(shards_.size()) + " files are whole and stay; make room for about " +
-                                        std::to_string((plan_.bytes - std::min(plan_.bytes, done_output_.load())) / 1000000 + 1) + " MB and give the same command again: it goes on from there)");
+                                        std::to_string(missing_bytes() / 1000000 + 1) + " MB and give the same command again: it goes on from there)");
     }
     log_.remove();
     Requantized result{resumed_.load()};
@@ -122,6 +122,13 @@ class Requantizer {
       if (tensor.copied == nullptr && (tensor.format->reach() == Reach::whole || tensor.transposed)) most = std::max(most, static_cast<uint64_t>(tensor.rows * tensor.cols) * 8);
     }
     return static_cast<int>(std::clamp<uint64_t>(kWholes / most, 1, static_cast<uint64_t>(std::max(1, o_.threads))));
+  }
+
+  // What the files do not take up yet.
+  uint64_t missing_bytes() const {
+    uint64_t there = 0;
+    for (const Shard& shard : shards_) there += shard.file->taken_bytes();
+    return plan_.bytes - std::min(plan_.bytes, there);
   }
 
   void work() {
@@ -151,7 +158,6 @@ class Requantizer {
       for (const auto& [name, text] : result["texts"].items()) texts[name] = text;
       log_.add(tensor.name, std::move(result));
     }
-    done_output_ += bytes_of(tensor);
     std::lock_guard lock(shard.mutex);
     shard.texts.merge(texts);
     if (--shard.left == 0 && !shard.file->finished()) shard.file->finish(shard.texts);
@@ -298,7 +304,7 @@ class Requantizer {
   std::vector<size_t> shard_of_;
   std::atomic<size_t> next_{0};
   std::atomic<bool> stop_{false};
-  std::atomic<uint64_t> done_source_{0}, done_output_{0}, resumed_{0};
+  std::atomic<uint64_t> done_source_{0}, resumed_{0};
 };
 
 }  // namespace

@@ -130,6 +130,12 @@ bool ShardFile::read(const FilePiece& piece, uint64_t offset, std::span<std::byt
   return whole;
 }
 
+uint64_t ShardFile::taken_bytes() const {
+  struct stat status {};
+  const bool there = ::stat(path_.c_str(), &status) == 0 || ::stat((path_ + ".partial").c_str(), &status) == 0;
+  return there ? static_cast<uint64_t>(status.st_blocks) * 512 : 0;
+}
+
 bool ShardFile::finished() const {
   struct stat status {};
   return ::stat(path_.c_str(), &status) == 0 && S_ISREG(status.st_mode) && static_cast<uint64_t>(status.st_size) >= bytes();

@@ -27,6 +27,7 @@ class ShardFile {
 
   // What NAME, or NAME.partial, holds of a piece; false where it holds less.
   bool read(const FilePiece& piece, uint64_t offset, std::span<std::byte> out) const;
+  uint64_t taken_bytes() const;  // of the disk, by NAME or NAME.partial
   bool finished() const;  // NAME is there, and a whole file. Errors: it is another file
 
  private:
