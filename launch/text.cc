@@ -33,8 +33,15 @@ void open_gguf(OpenText& text, GgufText given, const std::string& path) {
 }
 
 void open_huggingface(OpenText& text, const TextFiles& files, const std::string& path) {
-  if (files.tokenizer_json.empty()) return;
-  text.tokenizer = Tokenizer::from_json(files.tokenizer_json, files.tokenizer_config_json, path + "/tokenizer.json");
+  if (!files.tokenizer_json.empty()) {
+    text.tokenizer = Tokenizer::from_json(files.tokenizer_json, files.tokenizer_config_json, path + "/tokenizer.json");
+  } else if (!files.tokenizer_model.empty()) {
+    text.tokenizer = Tokenizer::from_sentencepiece(files.tokenizer_model, files.tokenizer_config_json, path + "/tokenizer.model");
+  } else if (!files.vocab_json.empty() && !files.merges_txt.empty()) {
+    text.tokenizer = Tokenizer::from_vocabulary(files.vocab_json, files.merges_txt, files.tokenizer_config_json, path + "/vocab.json");
+  } else {
+    return;
+  }
   const std::string config = path + "/tokenizer_config.json";
   if (!files.tokenizer_config_json.empty()) text.variables = chat_template_variables(files.tokenizer_config_json, config);
   std::string source = pick_chat_template(files.tokenizer_config_json, files.chat_template_jinja, config);

@@ -10,7 +10,7 @@ namespace tandem {
 
 struct EncodeScratch {
   Words words;
-  BpeScratch bpe;
+  WordScratch model;
   std::string normalized;
   std::vector<AddedTokens::Piece> pieces, inner;
 };
@@ -24,7 +24,7 @@ void Tokenizer::encode_plain(std::string_view text, bool at_start, EncodeScratch
   scratch.words.start(text, at_start);
   if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(scratch.words);
   for (const Word& word : scratch.words.words) {
-    if (!word.text.empty()) parts_->model->encode(word.text, scratch.bpe, out);
+    if (!word.text.empty()) parts_->model->encode(word.text, scratch.model, out);
   }
 }
 

@@ -1,5 +1,5 @@
-// Text <-> token ids, as the Hugging Face tokenizers library does it for byte-pair models. Built from tokenizer.json (with
-// tokenizer_config.json) or from the vocabulary inside of a GGUF file. Immutable after construction; every method is const and
+// Text <-> token ids, as the Hugging Face tokenizers library does it for byte-pair and unigram models. Built from tokenizer.json or
+// tokenizer.model (with tokenizer_config.json), or from the vocabulary inside of a GGUF file. Immutable after construction; every method is const and
 // thread-safe.
 #pragma once
 #include <cstdint>
@@ -31,6 +31,12 @@ class Tokenizer {
   // eos_token and the other named tokens, added_tokens_decoder, add_bos_token, add_eos_token.
   static std::unique_ptr<Tokenizer> from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                                               const std::string& where);
+  // tokenizer.model, SentencePiece's file; the config as above, and its add_prefix_space and legacy.
+  static std::unique_ptr<Tokenizer> from_sentencepiece(std::string_view tokenizer_model, std::string_view tokenizer_config_json,
+                                                       const std::string& where);
+  // vocab.json (`where`) and merges.txt beside it: GPT-2's byte-level BPE; the config as above, and its add_prefix_space.
+  static std::unique_ptr<Tokenizer> from_vocabulary(std::string_view vocab_json, std::string_view merges_txt,
+                                                    std::string_view tokenizer_config_json, const std::string& where);
   static std::unique_ptr<Tokenizer> from_gguf(GgufVocabulary vocabulary, const std::string& where);
   ~Tokenizer();
 

@@ -48,6 +48,7 @@ struct GgufText {
 // tokenizer.
 struct TextFiles {
   std::string tokenizer_json, tokenizer_config_json, chat_template_jinja;  // Hugging Face; empty when absent
+  std::string tokenizer_model, vocab_json, merges_txt;  // SentencePiece's file, or GPT-2's two, where there is no tokenizer.json
   std::optional<GgufText> gguf;                                            // of a GGUF file
 };
 
