@@ -60,7 +60,8 @@ Features detect_features() {
 }
 
 std::span<const LinearKernel* const> linear_kernels(const Features& features) {
-  // One list per combination that matters, made once; kernels are constants.
+  // One list per combination that matters, made when it is first asked for: the tables of an instruction set are compiled for it and run
+  // on no other machine.
   static const auto make = [](bool vnni, bool avx2) {
     std::vector<const LinearKernel*> list;
     if (vnni) list.insert(list.end(), avx512vnni_kernels().begin(), avx512vnni_kernels().end());
@@ -68,8 +69,20 @@ std::span<const LinearKernel* const> linear_kernels(const Features& features) {
     list.push_back(&kOracle);
     return list;
   };
-  static const std::vector<const LinearKernel*> lists[4] = {make(false, false), make(false, true), make(true, false), make(true, true)};
-  return lists[(features.avx512_vnni ? 2 : 0) + (features.avx2 ? 1 : 0)];
+  if (features.avx512_vnni && features.avx2) {
+    static const std::vector<const LinearKernel*> all = make(true, true);
+    return all;
+  }
+  if (features.avx512_vnni) {
+    static const std::vector<const LinearKernel*> vnni = make(true, false);
+    return vnni;
+  }
+  if (features.avx2) {
+    static const std::vector<const LinearKernel*> avx2 = make(false, true);
+    return avx2;
+  }
+  static const std::vector<const LinearKernel*> plain = make(false, false);
+  return plain;
 }
 
 const LinearKernel& choose_linear(const Format& format, Activations wanted, const Features& features) {
