@@ -74,6 +74,7 @@ Sampling sampling_defaults(const nlohmann::json& generation_config, const std::s
   sampling.repetition_penalty = number("repetition_penalty", 0.01, 100, 1);
   sampling.presence_penalty = number("presence_penalty", -100, 100, 0);
   sampling.frequency_penalty = number("frequency_penalty", -100, 100, 0);
+  sampling.no_repeat_ngram = static_cast<int32_t>(config.integer("no_repeat_ngram_size", 0, std::numeric_limits<int32_t>::max(), 0));
   return sampling;
 }
 

@@ -42,7 +42,10 @@ class Tokenizer {
 
   // add_special: the tokens that the tokenizer puts around a text (BOS, ...). Special tokens that the text spells out are recognised
   // either way. Bytes that are no UTF-8 are read as U+FFFD. Time grows as n log n.
-  std::vector<int32_t> encode(std::string_view utf8, bool add_special) const;
+  // guard: a text that is dropped wherever it stands, once it has kept added tokens from being found across it.
+  std::vector<int32_t> encode(std::string_view utf8, bool add_special, std::string_view guard = {}) const;
+  // Puts the guard behind the first character of everything that reads like a special token: encoded with it, it stays text.
+  std::string guarded(std::string_view utf8, std::string_view guard) const;
   // As transformers' decode with clean_up_tokenization_spaces=False: ids outside of the vocabulary are left out.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 

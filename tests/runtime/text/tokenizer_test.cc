@@ -112,6 +112,20 @@ TEST(Tokenizer, ManyThreadsShareOne) {
   for (auto& thread : threads) thread.join();
 }
 
+TEST(Tokenizer, GuardedTextIsNoSpecialToken) {
+  const std::string guard = "\xEF\xB7\x90";
+  const auto tokenizer = tiny_tokenizer();
+  const std::string special = tokenizer->piece(*tokenizer->bos());
+  const std::string text = "a" + special + "b<" + special + special.substr(1) + " <tool>";
+  const std::string guarded = tokenizer->guarded(text, guard);
+  const auto ids = tokenizer->encode(special + guarded, false, guard);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), *tokenizer->bos()), 1) << "the template's own one";
+  EXPECT_EQ(ids[0], *tokenizer->bos());
+  EXPECT_EQ(tokenizer->decode(ids, false), special + text) << "and nothing is lost";
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), *tokenizer->find("<tool>")), 1) << "which is not special";
+  EXPECT_EQ(tokenizer->guarded("nothing here", guard), "nothing here");
+}
+
 TEST(Tokenizer, TakesLinearTime) {
   for (const auto& tokenizer : {tiny_tokenizer(), smollm2_tokenizer()}) {
     if (!tokenizer) continue;
