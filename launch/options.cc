@@ -221,12 +221,14 @@ Ask ask_of(const PromptOptions& o) {
     if (!o.system.empty()) bad_input("--system", "is given together with --prompt-ids (it goes with --prompt or --chat)");
     ask.input = parse_ids(o.prompt_ids, "--prompt-ids");
   } else if (o.has_chat) {
-    nlohmann::json chat = parse_json(read_text_file(o.chat_file, kMostChatBytes), o.chat_file);
+    const std::string text = read_text_file(o.chat_file, kMostChatBytes);
+    (void)parse_json(text, o.chat_file);  // refuses what is not JSON by file
+    auto chat = nlohmann::ordered_json::parse(text);  // templates show members in their order
     ChatInput input;
     if (chat.is_object()) {
       if (!chat.contains("messages")) bad_input(o.chat_file, "has no messages (must be a list, or {\"messages\": [], \"tools\": []})");
       if (chat.contains("tools") && !chat["tools"].empty()) input.tools_json = chat["tools"].dump();
-      chat = chat["messages"];
+      chat = nlohmann::ordered_json(chat["messages"]);
     }
     if (!chat.is_array()) bad_input(o.chat_file, "is not a list of messages (such as [{\"role\": \"user\", \"content\": \"Hi\"}])");
     if (!o.system.empty()) chat.insert(chat.begin(), {{"role", "system"}, {"content", o.system}});

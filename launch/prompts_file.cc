@@ -46,7 +46,8 @@ std::vector<TokenBias> biases_from(const Fields& fields, const nlohmann::json& o
   return biases;
 }
 
-Ask ask_from(const nlohmann::json& object, const std::string& where, const PromptOptions& common) {
+Ask ask_from(const std::string& line, const std::string& where, const PromptOptions& common) {
+  const nlohmann::json object = parse_json(line, where);
   const Fields fields(object, where, "");
   check_names(object, where);
   PromptOptions options = common;
@@ -85,11 +86,12 @@ Ask ask_from(const nlohmann::json& object, const std::string& where, const Promp
     options.prompt = fields.get<std::string>("prompt");
     return ask_of(options);
   }
-  nlohmann::json messages = object["messages"];
+  const auto ordered = nlohmann::ordered_json::parse(line);  // templates show members in their order
+  nlohmann::ordered_json messages = ordered["messages"];
   if (!messages.is_array()) fields.refuse("messages", "a list of messages");
   if (!options.system.empty()) messages.insert(messages.begin(), {{"role", "system"}, {"content", options.system}});
   ChatInput chat{messages.dump(), ""};
-  if (fields.has("tools") && !object["tools"].empty()) chat.tools_json = object["tools"].dump();
+  if (fields.has("tools") && !object["tools"].empty()) chat.tools_json = ordered["tools"].dump();
   ask.input = std::move(chat);
   return ask;
 }
@@ -110,7 +112,7 @@ std::vector<PromptLine> read_prompts(const std::string& path, const PromptOption
     if (line.find_first_not_of(" \t") == std::string::npos) continue;
     if (objects) {
       const std::string where = path + ":" + std::to_string(number);
-      prompts.push_back({number, ask_from(parse_json(line, where), where, common)});
+      prompts.push_back({number, ask_from(line, where, common)});
       continue;
     }
     PromptOptions options = common;

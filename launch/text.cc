@@ -19,6 +19,7 @@ void open_gguf(OpenText& text, GgufText given, const std::string& path) {
   std::string chat_template = std::move(given.chat_template);
   GgufVocabulary vocabulary{.tokens = std::move(given.tokens), .types = std::move(given.types), .merges = std::move(given.merges),
                             .scores = std::move(given.scores), .model = std::move(given.model), .pre = std::move(given.pre),
+                            .architecture = std::move(given.architecture),
                             .bos = given.bos, .eos = given.eos, .unknown = given.unknown, .padding = given.padding,
                             .add_bos = given.add_bos, .add_eos = given.add_eos, .add_space_prefix = given.add_space_prefix};
   text.tokenizer = Tokenizer::from_gguf(std::move(vocabulary), path);

@@ -21,6 +21,7 @@ struct GgufVocabulary {
   std::vector<std::string> merges;  // model "gpt2"
   std::vector<float> scores;        // model "llama"
   std::string model, pre;           // "gpt2" | "llama"; "smollm", "llama-bpe", "gpt-2", "qwen2", ...
+  std::string architecture;         // general.architecture: "llama", "phi3", ...
   std::optional<int32_t> bos, eos, unknown, padding;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
 };

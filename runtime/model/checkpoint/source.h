@@ -40,6 +40,7 @@ struct GgufText {
   std::vector<int32_t> types;               // of each token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; or empty
   std::vector<float> scores;                // of each token, or empty
   std::string model, pre, chat_template;    // "gpt2" | "llama" | ..., "smollm" | ..., Jinja
+  std::string architecture;                 // general.architecture
   std::optional<int32_t> bos, eos, eot, unknown, padding;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
 };

@@ -112,6 +112,16 @@ TEST(Tokenizer, ManyThreadsShareOne) {
   for (auto& thread : threads) thread.join();
 }
 
+TEST(Tokenizer, Phi3TurnTokensFromGgufSwallowSpaces) {
+  GgufVocabulary vocabulary{.tokens = {"<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "<|user|>", "<|endoftext|>"}, .types = {2, 3, 3, 1, 1, 3, 3}, .scores = {0, 0, 0, -1, -2, 0, 0}, .model = "llama", .bos = 1, .add_bos = false, .add_space_prefix = false};
+  for (const std::string architecture : {"phi3", "llama"}) {
+    vocabulary.architecture = architecture;
+    const auto tokenizer = Tokenizer::from_gguf(vocabulary, "x.gguf");
+    EXPECT_EQ(tokenizer->encode("<|user|> a", false), architecture == "phi3" ? (std::vector<int32_t>{5, 4}) : (std::vector<int32_t>{5, 3, 4}));
+    EXPECT_EQ(tokenizer->encode("<|endoftext|> a", false), (std::vector<int32_t>{6, 3, 4}));
+  }
+}
+
 TEST(Tokenizer, GuardedTextIsNoSpecialToken) {
   const std::string guard = "\xEF\xB7\x90";
   const auto tokenizer = tiny_tokenizer();
