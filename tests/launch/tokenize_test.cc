@@ -62,6 +62,14 @@ TEST(Tokenize, OtherTokenizerFiles) {
   EXPECT_EQ(tokenize(folder.path() + " --prompt 'Hello world'"), tokenize(files + "llama2 --prompt 'Hello world'")) << "tokenizer.model alone, and tokenizer.json";
 }
 
+TEST(Tokenize, ToolsKeepTheOrderOfTheirMembers) {
+  const TemporaryFolder folder;
+  std::filesystem::create_symlink(TANDEM_FIXTURES "/tokenizer/tokenizer.json", folder / "tokenizer.json");
+  std::ofstream(folder / "chat_template.jinja") << "{{ tools | tojson }}{{ messages[0].extra | tojson }}";
+  std::ofstream(folder / "chat.json") << R"({"messages": [{"role": "user", "content": "Hi", "extra": {"z": 1, "a": 2}}], "tools": [{"type": 1, "function": 2, "b": 3}]})";
+  EXPECT_EQ(tokenize(folder.path() + " --chat " + (folder / "chat.json"))["text"], R"([{"type": 1, "function": 2, "b": 3}]{"z": 1, "a": 2})");
+}
+
 TEST(Tokenize, EmptyPrompt) {
   EXPECT_EQ(tokenize(std::string(kTiny) + " --no-special --prompt ''")["ids"], json::array());
 }
