@@ -7,6 +7,7 @@
 namespace tandem {
 
 struct AnswerTimes { double load_seconds = 0, ttft_seconds = 0, decode_tokens_per_second = 0; };
+nlohmann::ordered_json logprobs_json(const std::vector<TokenLogprob>& tokens);
 nlohmann::ordered_json answer_json(const AnswerDelta& all, const AnswerEnd& end, const AnswerTimes& times);
 
 }  // namespace tandem

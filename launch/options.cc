@@ -63,7 +63,7 @@ void add_options(CLI::App& app, PlaceOptions& o) {
   app.add_option("--ranks", o.ranks, "how many ranks work together (pp x ep x tp)");
   app.add_option("--pp", o.pp, "pipeline stages");
   app.add_option("--tp", o.tp, "ranks that split every layer");
-  app.add_option("--ep", o.ep, "ranks that split the experts");
+  app.add_option("--ep", o.ep, "ranks that split the experts")->group(kMore);
   app.add_option("--threads", o.threads, "compute threads a rank (default: cores / ranks)");
   app.add_option("--plan", o.plan_file, "run exactly this plan (JSON from `tandem plan -o`)")->group(kMore);
 }
@@ -93,7 +93,13 @@ void add_options(CLI::App& app, PromptOptions& o) {
   app.add_option("--prompt-ids", o.prompt_ids, "token ids to continue, nothing added: 1,2,3")->each([&o](const std::string&) { o.has_ids = true; });
   app.add_option("--chat", o.chat_file, "JSON file of messages: [{\"role\": \"user\", \"content\": \"...\"}]")->each([&o](const std::string&) { o.has_chat = true; });
   app.add_option("--system", o.system, "system message; the prompt becomes a user message");
+  app.add_flag("--echo", o.ask.echo, "the prompt's text comes before the answer")->group(kMore);
   add_sampling_options(app, o.ask);
+}
+
+void add_options(CLI::App& app, ChoiceOptions& o) {
+  app.add_option("--n", o.n, "independent answers, one after the other (with --json: one line each)")->check(whole(1, kMostChoices))->group(kMore);
+  app.add_option("--best-of", o.best_of, "make so many, show the --n likeliest (mean log-probability of a token)")->check(whole(1, kMostChoices))->group(kMore);
 }
 
 void add_sampling_options(CLI::App& app, Ask& a) {
@@ -105,6 +111,12 @@ void add_sampling_options(CLI::App& app, Ask& a) {
   app.add_option("--repetition-penalty", a.repetition_penalty, "above 1: divides the logits of tokens seen")->group(kMore);
   app.add_option("--presence-penalty", a.presence_penalty, "subtracted from the logits of tokens generated")->group(kMore);
   app.add_option("--frequency-penalty", a.frequency_penalty, "subtracted once per occurrence")->group(kMore);
+  app.add_option("--no-repeat-ngram", a.no_repeat_ngram, "no sequence of N tokens comes twice")->type_name("N")->group(kMore);
+  app.add_option_function<std::vector<std::string>>("--logit-bias", [&a](const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) a.logit_bias.push_back(parse_bias(text));
+  }, "added to the logit of a token: ID=VALUE (repeatable)")->type_name("ID=VALUE")->allow_extra_args(false)->group(kMore);
+  app.add_option_function<std::string>("--allowed-ids", [&a](const std::string& text) { a.allowed_ids = parse_ids(text, "--allowed-ids"); },
+                                       "only these tokens may be drawn: 1,2,3")->group(kMore);
   app.add_option("--stop", a.stop_strings, "end before this text (repeatable)")->allow_extra_args(false);
   app.add_option("--max-tokens", a.max_tokens, "tokens to generate (default: what the context leaves)");
   app.add_option("--min-tokens", a.min_tokens, "tokens before an end token may come")->group(kMore);
@@ -177,6 +189,27 @@ CLI::Validator between(double least, double most) {
   return {check, ""};
 }
 
+TokenBias parse_bias(const std::string& text) {
+  TokenBias bias{-1, 0};
+  const char* end = text.data() + text.size();
+  const auto id = std::from_chars(text.data(), end, bias.id);
+  if (id.ec == std::errc() && id.ptr != end && *id.ptr == '=' && bias.id >= 0) {
+    const auto value = std::from_chars(id.ptr + 1, end, bias.value);
+    if (value.ec == std::errc() && value.ptr == end) return bias;
+  }
+  bad_input("--logit-bias", "is '" + text.substr(0, 40) + "' (must be ID=VALUE, such as 13=-5)");
+}
+
+CLI::Validator whole(int64_t least, int64_t most) {
+  const auto check = [least, most](const std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [last, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && last == text.data() + text.size() && value >= least && value <= most) return "";
+    return "is " + text + " (must be a whole number from " + std::to_string(least) + " to " + std::to_string(most) + ")";
+  };
+  return {check, ""};
+}
+
 Objective parse_objective(const std::string& text) {
   if (text == "latency") return Objective::latency;
   if (text == "throughput") return Objective::throughput;
@@ -192,12 +225,14 @@ Ask ask_of(const PromptOptions& o) {
     if (!o.system.empty()) bad_input("--system", "is given together with --prompt-ids (it goes with --prompt or --chat)");
     ask.input = parse_ids(o.prompt_ids, "--prompt-ids");
   } else if (o.has_chat) {
-    nlohmann::json chat = parse_json(read_text_file(o.chat_file, kMostChatBytes), o.chat_file);
+    const std::string text = read_text_file(o.chat_file, kMostChatBytes);
+    (void)parse_json(text, o.chat_file);  // refuses what is not JSON by file
+    auto chat = nlohmann::ordered_json::parse(text);  // templates show members in their order
     ChatInput input;
     if (chat.is_object()) {
       if (!chat.contains("messages")) bad_input(o.chat_file, "has no messages (must be a list, or {\"messages\": [], \"tools\": []})");
       if (chat.contains("tools") && !chat["tools"].empty()) input.tools_json = chat["tools"].dump();
-      chat = chat["messages"];
+      chat = nlohmann::ordered_json(chat["messages"]);
     }
     if (!chat.is_array()) bad_input(o.chat_file, "is not a list of messages (such as [{\"role\": \"user\", \"content\": \"Hi\"}])");
     if (!o.system.empty()) chat.insert(chat.begin(), {{"role", "system"}, {"content", o.system}});

@@ -39,6 +39,10 @@ struct PromptOptions {          // prompt and sampling, as generate and client t
   bool has_prompt = false, has_ids = false, has_chat = false;  // given, be it empty
   Ask ask;                      // sampling and stopping fields filled by the parser
 };
+constexpr int32_t kMostChoices = 64;
+struct ChoiceOptions {          // several answers to one prompt
+  int32_t n = 1, best_of = 0;   // best_of 0: n
+};
 struct OutputOptions { bool json = false; };
 
 void add_options(CLI::App& app, ModelOptions& options);
@@ -47,6 +51,7 @@ void add_options(CLI::App& app, PlaceOptions& options);
 void add_options(CLI::App& app, SizeOptions& options);
 void add_options(CLI::App& app, BudgetOptions& options);
 void add_options(CLI::App& app, PromptOptions& options);
+void add_options(CLI::App& app, ChoiceOptions& options);
 void add_trace_option(CLI::App& app, std::string& file);  // --trace, of every command that runs a model
 void add_sampling_options(CLI::App& app, Ask& ask);  // sampling and stopping alone; PromptOptions has them
 
@@ -56,6 +61,8 @@ std::optional<uint64_t> synthetic_seed(const ModelOptions& options);  // --weigh
 Blueprint make_blueprint(const ModelOptions& options, bool on_gpu);   // of what the options name
 Ask ask_of(const PromptOptions& options);                       // reads --chat's file, parses --prompt-ids
 std::vector<int32_t> parse_ids(const std::string& text, const std::string& option);
+TokenBias parse_bias(const std::string& text);                   // "ID=VALUE"
+CLI::Validator whole(int64_t least, int64_t most);
 // For an option's value that is a number, infinities and NaN refused.
 CLI::Validator between(double least, double most);
 Objective parse_objective(const std::string& text);

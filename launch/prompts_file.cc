@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
@@ -23,7 +24,7 @@ void take(const Fields& fields, const char* name, std::optional<T>& value) {
 
 void check_names(const nlohmann::json& object, const std::string& where) {
   constexpr std::array kNames = {"prompt", "prompt_ids", "messages", "tools", "system", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-                                 "presence_penalty", "frequency_penalty", "seed", "logprobs", "max_tokens", "min_tokens", "stop", "ignore_eos"};
+                                 "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "logit_bias", "allowed_token_ids", "echo", "seed", "logprobs", "max_tokens", "min_tokens", "stop", "ignore_eos"};
   for (const auto& item : object.items()) {
     if (std::find(kNames.begin(), kNames.end(), item.key()) != kNames.end()) continue;
     std::string known;
@@ -32,7 +33,21 @@ void check_names(const nlohmann::json& object, const std::string& where) {
   }
 }
 
-Ask ask_from(const nlohmann::json& object, const std::string& where, const PromptOptions& common) {
+std::vector<TokenBias> biases_from(const Fields& fields, const nlohmann::json& object) {
+  constexpr const char* kRight = "an object of token ids to numbers, such as {\"13\": -5}";
+  if (!object.is_object()) fields.refuse("logit_bias", kRight);
+  std::vector<TokenBias> biases;
+  for (const auto& [name, value] : object.items()) {
+    int32_t id = -1;
+    const auto [last, error] = std::from_chars(name.data(), name.data() + name.size(), id);
+    if (error != std::errc() || last != name.data() + name.size() || !value.is_number()) fields.refuse("logit_bias", kRight);
+    biases.push_back({id, value.get<float>()});
+  }
+  return biases;
+}
+
+Ask ask_from(const std::string& line, const std::string& where, const PromptOptions& common) {
+  const nlohmann::json object = parse_json(line, where);
   const Fields fields(object, where, "");
   check_names(object, where);
   PromptOptions options = common;
@@ -45,6 +60,10 @@ Ask ask_from(const nlohmann::json& object, const std::string& where, const Promp
   take(fields, "repetition_penalty", ask.repetition_penalty);
   take(fields, "presence_penalty", ask.presence_penalty);
   take(fields, "frequency_penalty", ask.frequency_penalty);
+  take(fields, "no_repeat_ngram_size", ask.no_repeat_ngram);
+  if (fields.has("allowed_token_ids")) ask.allowed_ids = fields.get<std::vector<int32_t>>("allowed_token_ids");
+  if (fields.has("logit_bias")) ask.logit_bias = biases_from(fields, object["logit_bias"]);
+  ask.echo = fields.get_or<bool>("echo", ask.echo);
   if (fields.has("seed")) ask.seed = fields.get<uint64_t>("seed", 0, 1.9e19);
   take(fields, "logprobs", ask.logprobs);
   take(fields, "max_tokens", ask.max_tokens);
@@ -67,11 +86,12 @@ Ask ask_from(const nlohmann::json& object, const std::string& where, const Promp
     options.prompt = fields.get<std::string>("prompt");
     return ask_of(options);
   }
-  nlohmann::json messages = object["messages"];
+  const auto ordered = nlohmann::ordered_json::parse(line);  // templates show members in their order
+  nlohmann::ordered_json messages = ordered["messages"];
   if (!messages.is_array()) fields.refuse("messages", "a list of messages");
   if (!options.system.empty()) messages.insert(messages.begin(), {{"role", "system"}, {"content", options.system}});
   ChatInput chat{messages.dump(), ""};
-  if (fields.has("tools") && !object["tools"].empty()) chat.tools_json = object["tools"].dump();
+  if (fields.has("tools") && !object["tools"].empty()) chat.tools_json = ordered["tools"].dump();
   ask.input = std::move(chat);
   return ask;
 }
@@ -92,7 +112,7 @@ std::vector<PromptLine> read_prompts(const std::string& path, const PromptOption
     if (line.find_first_not_of(" \t") == std::string::npos) continue;
     if (objects) {
       const std::string where = path + ":" + std::to_string(number);
-      prompts.push_back({number, ask_from(parse_json(line, where), where, common)});
+      prompts.push_back({number, ask_from(line, where, common)});
       continue;
     }
     PromptOptions options = common;

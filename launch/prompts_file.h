@@ -13,7 +13,8 @@ struct PromptLine {
 };
 
 // An object has one of "prompt", "prompt_ids" and "messages" (with "tools"), and may have "system" and what the wire calls sampling and
-// stopping: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, seed, logprobs,
+// stopping: temperature, top_k, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty, no_repeat_ngram_size, logit_bias,
+// allowed_token_ids, echo, seed, logprobs,
 // max_tokens, min_tokens, stop (a text or a list), ignore_eos. What it leaves out is as `common` says. Empty lines are passed over.
 // Errors: as read_text_file's; Code::invalid_argument naming "<file>:<line>".
 std::vector<PromptLine> read_prompts(const std::string& path, const PromptOptions& common);

@@ -29,8 +29,15 @@ void open_gguf(OpenText& text, GgufText given, const std::string& path) {
 }
 
 void open_huggingface(OpenText& text, const TextFiles& files, const std::string& path) {
-  if (files.tokenizer_json.empty()) return;
-  text.tokenizer = Tokenizer::from_json(files.tokenizer_json, files.tokenizer_config_json, path + "/tokenizer.json");
+  if (!files.tokenizer_json.empty()) {
+    text.tokenizer = Tokenizer::from_json(files.tokenizer_json, files.tokenizer_config_json, path + "/tokenizer.json");
+  } else if (!files.tokenizer_model.empty()) {
+    text.tokenizer = Tokenizer::from_sentencepiece(files.tokenizer_model, files.tokenizer_config_json, path + "/tokenizer.model");
+  } else if (!files.vocab_json.empty() && !files.merges_txt.empty()) {
+    text.tokenizer = Tokenizer::from_vocabulary(files.vocab_json, files.merges_txt, files.tokenizer_config_json, path + "/vocab.json");
+  } else {
+    return;
+  }
   const std::string config = path + "/tokenizer_config.json";
   if (!files.tokenizer_config_json.empty()) text.variables = chat_template_variables(files.tokenizer_config_json, config);
   std::string source = pick_chat_template(files.tokenizer_config_json, files.chat_template_jinja, config);
@@ -50,6 +57,7 @@ constexpr std::string_view kTurnEnds[] = {"<|im_end|>", "<|eot_id|>", "<end_of_t
 GgufVocabulary vocabulary_of(GgufText given) {
   return {.tokens = std::move(given.tokens), .types = std::move(given.types), .merges = std::move(given.merges),
           .scores = std::move(given.scores), .model = std::move(given.model), .pre = std::move(given.pre),
+          .architecture = std::move(given.architecture),
           .bos = given.bos, .eos = given.eos, .unknown = given.unknown, .padding = given.padding,
           .add_bos = given.add_bos, .add_eos = given.add_eos, .add_space_prefix = given.add_space_prefix};
 }
@@ -70,6 +78,7 @@ Sampling sampling_defaults(const nlohmann::json& generation_config, const std::s
   sampling.repetition_penalty = number("repetition_penalty", 0.01, 100, 1);
   sampling.presence_penalty = number("presence_penalty", -100, 100, 0);
   sampling.frequency_penalty = number("frequency_penalty", -100, 100, 0);
+  sampling.no_repeat_ngram = static_cast<int32_t>(config.integer("no_repeat_ngram_size", 0, std::numeric_limits<int32_t>::max(), 0));
   return sampling;
 }
 

@@ -19,6 +19,7 @@ struct Answer::Core {
     }
     if (stops.matched())
       bad_input("resume.token_ids", "hold the stop string '" + stops.matched_stop() + "' already: nothing is left to generate");
+    if (prepared.echo && words) delta.text = text.tokenizer->decode(std::span(prompt).first(own), true);
     with_logprobs = prepared.request.sampling.logprobs >= 0;
   }
 

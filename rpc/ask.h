@@ -24,7 +24,10 @@ struct Ask {
 
   // Unset: generation_config.json's, then the neutral value.
   std::optional<float> temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty, frequency_penalty;
-  std::optional<int32_t> top_k;
+  std::optional<int32_t> top_k, no_repeat_ngram;
+  std::vector<TokenBias> logit_bias;  // distinct ids
+  std::vector<int32_t> allowed_ids;   // empty: all
+  uint32_t choice = 0;                // which of several answers with one seed
   std::optional<uint64_t> seed;     // unset: drawn, and reported
   std::optional<int32_t> logprobs;  // unset: none; 0: of the chosen token; K: and of the K best
 
@@ -39,6 +42,7 @@ struct Ask {
   std::string tenant;
   std::vector<int32_t> resume;  // generated before an interruption: goes on after them
   bool return_prompt_ids = false;
+  bool echo = false;  // the text begins with the prompt's
 };
 
 struct TokenLogprob {

@@ -1,5 +1,6 @@
 #include "rpc/convert.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "rpc/status.pb.h"
@@ -173,6 +174,11 @@ Ask from_wire(const v1::GenerateRequest& request) {
   if (s.has_repetition_penalty()) ask.repetition_penalty = s.repetition_penalty();
   if (s.has_presence_penalty()) ask.presence_penalty = s.presence_penalty();
   if (s.has_frequency_penalty()) ask.frequency_penalty = s.frequency_penalty();
+  if (s.has_no_repeat_ngram_size()) ask.no_repeat_ngram = s.no_repeat_ngram_size();
+  for (const auto& [id, value] : s.logit_bias()) ask.logit_bias.push_back({id, value});
+  std::sort(ask.logit_bias.begin(), ask.logit_bias.end(), [](const TokenBias& a, const TokenBias& b) { return a.id < b.id; });
+  ask.allowed_ids.assign(s.allowed_token_ids().begin(), s.allowed_token_ids().end());
+  ask.choice = s.choice();
   if (s.has_seed()) ask.seed = s.seed();
   if (request.has_logprobs()) ask.logprobs = request.logprobs();
   const v1::Stopping& stopping = request.stopping();
@@ -186,6 +192,7 @@ Ask from_wire(const v1::GenerateRequest& request) {
   ask.tenant = request.tenant();
   ask.resume.assign(request.resume().token_ids().begin(), request.resume().token_ids().end());
   ask.return_prompt_ids = request.return_prompt_token_ids();
+  ask.echo = request.echo();
   return ask;
 }
 
@@ -202,6 +209,10 @@ void to_wire(const Ask& ask, v1::GenerateRequest& out) {
   if (ask.repetition_penalty) s.set_repetition_penalty(*ask.repetition_penalty);
   if (ask.presence_penalty) s.set_presence_penalty(*ask.presence_penalty);
   if (ask.frequency_penalty) s.set_frequency_penalty(*ask.frequency_penalty);
+  if (ask.no_repeat_ngram) s.set_no_repeat_ngram_size(*ask.no_repeat_ngram);
+  for (const TokenBias& bias : ask.logit_bias) (*s.mutable_logit_bias())[bias.id] = bias.value;
+  assign(*s.mutable_allowed_token_ids(), ask.allowed_ids);
+  s.set_choice(ask.choice);
   if (ask.seed) s.set_seed(*ask.seed);
   if (ask.logprobs) out.set_logprobs(*ask.logprobs);
   v1::Stopping& stopping = *out.mutable_stopping();
@@ -215,6 +226,7 @@ void to_wire(const Ask& ask, v1::GenerateRequest& out) {
   out.set_tenant(ask.tenant);
   if (!ask.resume.empty()) assign(*out.mutable_resume()->mutable_token_ids(), ask.resume);
   out.set_return_prompt_token_ids(ask.return_prompt_ids);
+  out.set_echo(ask.echo);
 }
 
 Ask from_wire(const v1::TokenizeRequest& request) {
@@ -348,6 +360,7 @@ void to_wire(const TextSide& text, v1::GetModelInfoResponse& out) {
   s.set_top_p(text.defaults.top_p);
   s.set_min_p(text.defaults.min_p);
   s.set_typical_p(text.defaults.typical_p);
+  s.set_no_repeat_ngram_size(text.defaults.no_repeat_ngram);
   s.set_repetition_penalty(text.defaults.repetition_penalty);
   s.set_presence_penalty(text.defaults.presence_penalty);
   s.set_frequency_penalty(text.defaults.frequency_penalty);

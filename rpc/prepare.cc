@@ -7,6 +7,7 @@
 
 #include "runtime/text/chat_template.h"
 #include "runtime/text/tokenizer.h"
+#include "runtime/text/utf8.h"
 
 namespace tandem {
 namespace {
@@ -71,16 +72,35 @@ nlohmann::ordered_json parse_list(const char* field, const std::string& text) {
   return value;
 }
 
-std::string render(const ChatInput& chat, const TextSide& text, bool generation_prompt) {
+// A character that the chat itself does not hold: one of Unicode's noncharacters, which no text means.
+std::string pick_guard(const ChatInput& chat) {
+  for (unsigned char last = 0x90; last <= 0xAF; ++last) {
+    const std::string guard = {'\xEF', '\xB7', static_cast<char>(last)};
+    if (chat.messages_json.find(guard) == std::string::npos && chat.tools_json.find(guard) == std::string::npos) return guard;
+  }
+  bad_input("chat.messages", "hold every one of the noncharacters U+FDD0 to U+FDEF (at least one not)");
+}
+
+// Every text in it, so that what reads like a special token there stays text.
+void guard_texts(nlohmann::ordered_json& value, const Tokenizer& tokenizer, const std::string& guard) {
+  if (value.is_string()) value = tokenizer.guarded(value.get_ref<const std::string&>(), guard);
+  if (value.is_structured()) {
+    for (auto& inner : value) guard_texts(inner, tokenizer, guard);
+  }
+}
+
+std::string render(const ChatInput& chat, const TextSide& text, bool generation_prompt, const std::string& guard) {
   if (text.chat == nullptr) fail(Code::failed_precondition, "chat", "the model has no chat template (send text or token_ids)");
-  const auto messages = parse_list("chat.messages", chat.messages_json);
+  auto messages = parse_list("chat.messages", chat.messages_json);
   if (messages.empty()) bad_input("chat.messages", "is empty (at least one message)");
   for (const auto& message : messages) {
     if (!message.is_object() || !message.contains("role") || !message["role"].is_string()) {
       bad_input("chat.messages", "holds a message without a role (a list of {role, content})");
     }
   }
-  const nlohmann::ordered_json tools = chat.tools_json.empty() ? nlohmann::ordered_json() : parse_list("chat.tools", chat.tools_json);
+  nlohmann::ordered_json tools = chat.tools_json.empty() ? nlohmann::ordered_json() : parse_list("chat.tools", chat.tools_json);
+  guard_texts(messages, *text.tokenizer, guard);
+  guard_texts(tools, *text.tokenizer, guard);
   return text.chat->render(messages, tools, generation_prompt,
                            text.chat_variables != nullptr ? *text.chat_variables : nlohmann::ordered_json::object());
 }
@@ -101,9 +121,10 @@ std::vector<int32_t> tokenize_input(const Ask& ask, const TextSide& text, bool s
   if (const auto* plain = std::get_if<std::string>(&ask.input)) return need_tokenizer("text", text).encode(*plain, special);
   if (const auto* chat = std::get_if<ChatInput>(&ask.input)) {
     const Tokenizer& tokenizer = need_tokenizer("chat", text);
-    std::string prompt = render(*chat, text, generation_prompt);
-    std::vector<int32_t> ids = tokenizer.encode(prompt, false);
-    if (rendered != nullptr) *rendered = std::move(prompt);
+    const std::string guard = pick_guard(*chat);
+    const std::string prompt = render(*chat, text, generation_prompt, guard);
+    std::vector<int32_t> ids = tokenizer.encode(prompt, false, guard);
+    if (rendered != nullptr) *rendered = without(prompt, guard);
     return ids;
   }
   bad_input("input", "is missing (one of text, token_ids, chat)");
@@ -127,6 +148,16 @@ Prepared prepare(const Ask& ask, const TextSide& text) {
   sampling.repetition_penalty = in_range("sampling.repetition_penalty", ask.repetition_penalty, other.repetition_penalty, 0.01f, 100);
   sampling.presence_penalty = in_range("sampling.presence_penalty", ask.presence_penalty, other.presence_penalty, -100, 100);
   sampling.frequency_penalty = in_range("sampling.frequency_penalty", ask.frequency_penalty, other.frequency_penalty, -100, 100);
+  sampling.no_repeat_ngram = whole_in_range("sampling.no_repeat_ngram_size", ask.no_repeat_ngram, other.no_repeat_ngram, 0, text.context);
+  sampling.choice = ask.choice;
+  if (ask.logit_bias.size() > kMostBiases) bad_input("sampling.logit_bias", "has " + std::to_string(ask.logit_bias.size()) + " ids (at most " + std::to_string(kMostBiases) + ")");
+  for (const TokenBias& bias : ask.logit_bias) {
+    check_ids("sampling.logit_bias", {bias.id}, text.vocab);
+    (void)in_range("sampling.logit_bias", bias.value, 0, -kMostBias, kMostBias);
+  }
+  request.logit_bias = ask.logit_bias;
+  check_ids("sampling.allowed_token_ids", ask.allowed_ids, text.vocab);
+  request.allowed_ids = ask.allowed_ids;
   sampling.logprobs = whole_in_range("logprobs", ask.logprobs, -1, 0, kMaxLogprobs);
   std::random_device random;
   sampling.seed = ask.seed ? *ask.seed : (static_cast<uint64_t>(random()) << 32 | random());
@@ -181,6 +212,13 @@ Prepared prepare(const Ask& ask, const TextSide& text) {
   stopping.stop_ids.erase(std::unique(stopping.stop_ids.begin(), stopping.stop_ids.end()), stopping.stop_ids.end());
   stopping.ignore_eos = ask.ignore_eos && ask.stop_ids.empty();
 
+  const auto stops = [&](int32_t id) { return std::binary_search(stopping.stop_ids.begin(), stopping.stop_ids.end(), id); };
+  if (stopping.min_tokens > 0 && !ask.allowed_ids.empty() && std::all_of(ask.allowed_ids.begin(), ask.allowed_ids.end(), stops)) {
+    bad_input("sampling.allowed_token_ids", "are all stop ids, which min_tokens forbids (at least one other)");
+  }
+
+  out.echo = ask.echo;
+  if (ask.echo) need_tokenizer("echo", text);
   request.id = ask.request_id.empty() ? make_id() : ask.request_id;
   request.priority = ask.priority;
   out.return_prompt_ids = ask.return_prompt_ids;

@@ -13,7 +13,7 @@ struct Prepared {
   Request request;  // without a deadline
   std::vector<std::string> stop_strings;
   std::vector<int32_t> resume;  // the tail of request.prompt that was generated before
-  bool return_prompt_ids = false;
+  bool return_prompt_ids = false, echo = false;
 };
 
 // Errors: invalid_argument naming the field, not_found (model), failed_precondition (no tokenizer, no template).

@@ -375,6 +375,17 @@ int64_t invert(const float* weights, int64_t count, double total, double u) {
   return last;
 }
 
+void keep_allowed(std::span<const uint32_t> allowed, float* values, int64_t vocab) {
+  for (int64_t begin = 0, word = 0; begin < vocab; begin += 32, ++word) {
+    const uint32_t bits = word < static_cast<int64_t>(allowed.size()) ? allowed[static_cast<size_t>(word)] : 0;
+    if (bits == ~uint32_t{0}) continue;
+    const int64_t end = std::min<int64_t>(vocab, begin + 32);
+    for (int64_t i = begin; i < end; ++i) {
+      if (!(bits >> (i - begin) & 1)) values[i] = kNothing;
+    }
+  }
+}
+
 void report(const float* logits, int64_t vocab, float highest, int32_t wanted, Candidates& space, Sampled& out) {
   const auto log_total = static_cast<float>(highest + std::log(HWY_DYNAMIC_DISPATCH(Exponentials)(logits, vocab, highest, nullptr)));
   out.logprob = logits[out.id] - log_total;
@@ -404,8 +415,7 @@ Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std
 
   const float highest_logit = HWY_DYNAMIC_DISPATCH(Highest)(logits, vocab);
   if (std::isnan(highest_logit)) fail(Code::internal, "sample", "logits hold NaN");
-  const bool penalties = s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0;
-  const bool changed = (penalties && !row.counts.empty()) || !row.forbidden.empty();
+  const bool changed = !row.counts.empty() || !row.forbidden.empty() || !row.allowed.empty();
   float highest = highest_logit;
   const float* processed = logits;
   if (changed || s.temperature > 0) {
@@ -414,14 +424,16 @@ Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std
   }
   if (changed) {
     for (const TokenCount& count : row.counts) {
-      if (!penalties || count.id < 0 || count.id >= vocab) continue;
+      if (count.id < 0 || count.id >= vocab) continue;
       float& v = c.values[count.id];
+      v += count.bias;
       if (count.prompt > 0 || count.generated > 0) v = v < 0 ? v * s.repetition_penalty : v / s.repetition_penalty;
       if (count.generated > 0) v -= s.presence_penalty + s.frequency_penalty * static_cast<float>(count.generated);
     }
     for (const int32_t id : row.forbidden) {
       if (id >= 0 && id < vocab) c.values[id] = kNothing;
     }
+    if (!row.allowed.empty()) keep_allowed(row.allowed, c.values, vocab);
     highest = HWY_DYNAMIC_DISPATCH(Highest)(c.values, vocab);
   }
   if (std::isnan(highest) || highest == kNothing) fail(Code::internal, "sample", "no id has a probability above zero");
@@ -432,7 +444,7 @@ Sampled sample_row(const float* logits, int64_t vocab, const SampleRow& row, std
   } else {
     HWY_DYNAMIC_DISPATCH(Shift)(c.values, vocab, highest, s.temperature);
     const bool top_k = s.top_k > 0 && s.top_k < vocab, top_p = s.top_p < 1, typical = s.typical_p<1, min_p = s.min_p> 0;
-    const double u = philox_uniform(s.seed, static_cast<uint32_t>(row.position), 0, 0);
+    const double u = philox_uniform(s.seed, static_cast<uint32_t>(row.position), 0, s.choice);
     if (!top_k && !top_p && !typical && !min_p) {
       c.total = HWY_DYNAMIC_DISPATCH(Exponentials)(c.values, vocab, 0, c.weights);
       out.id = static_cast<int32_t>(invert(c.weights, vocab, c.total, u));

@@ -405,12 +405,12 @@ void CudaExecutable::sample(std::span<const SampleRow> rows) {
       const SampleRow& row = rows[end];
       if (row.head < 0 || row.head >= heads_ || row.sampling == nullptr) fail(Code::internal, "sample", "row " + std::to_string(row.head) + " has no logits");
       if (row.slot < 0 || row.slot >= bucket_.sequences) fail(Code::internal, "sample", "slot " + std::to_string(row.slot));
-      const size_t more = sizeof(SampleRowOnDevice) + row.counts.size_bytes() + row.forbidden.size_bytes();
-      if (bytes + more + 192 > limit) break;
+      const size_t more = sizeof(SampleRowOnDevice) + row.counts.size_bytes() + row.forbidden.size_bytes() + row.allowed.size_bytes();
+      if (bytes + more + 256 > limit) break;
       bytes += more;
-      plain &= row.sampling->temperature == 0 && row.counts.empty() && row.forbidden.empty() && row.sampling->logprobs <= 0;
+      plain &= row.sampling->temperature == 0 && row.counts.empty() && row.forbidden.empty() && row.allowed.empty() && row.sampling->logprobs <= 0;
     }
-    if (end == first) fail(Code::resource_exhausted, "sample", "penalties over more ids than the workspace was planned for");
+    if (end == first) fail(Code::resource_exhausted, "sample", "penalties, biases and forbidden ids are more than the workspace was planned for");
     std::byte* host = sample_inputs_.take();
     const auto count = static_cast<int32_t>(end - first);
     std::memcpy(host, &count, sizeof count);
@@ -421,7 +421,7 @@ void CudaExecutable::sample(std::span<const SampleRow> rows) {
     for (size_t i = first; i < end; ++i) {
       const SampleRow& row = rows[i];
       std::copy(row.counts.begin(), row.counts.end(), counts + count_at);
-      on[i - first] = {row.head, row.position, row.slot, count_at, count_at + static_cast<int32_t>(row.counts.size()), 0, 0, *row.sampling};
+      on[i - first] = {row.head, row.position, row.slot, count_at, count_at + static_cast<int32_t>(row.counts.size()), 0, 0, 0, 0, *row.sampling};
       count_at += static_cast<int32_t>(row.counts.size());
     }
     const size_t forbidden_offset = (counts_at + sizeof(TokenCount) * static_cast<size_t>(count_at) + 63) / 64 * 64;
@@ -432,7 +432,16 @@ void CudaExecutable::sample(std::span<const SampleRow> rows) {
       forbidden_at += static_cast<int32_t>(rows[i].forbidden.size());
       on[i - first].forbidden_end = forbidden_at;
     }
-    const size_t total = forbidden_offset + sizeof(int32_t) * static_cast<size_t>(forbidden_at);
+    const size_t allowed_offset = (forbidden_offset + sizeof(int32_t) * static_cast<size_t>(forbidden_at) + 63) / 64 * 64;
+    auto* allowed = reinterpret_cast<uint32_t*>(host + allowed_offset);
+    int32_t allowed_at = 0;
+    for (size_t i = first; i < end; ++i) {
+      on[i - first].allowed_begin = allowed_at;
+      std::copy(rows[i].allowed.begin(), rows[i].allowed.end(), allowed + allowed_at);
+      allowed_at += static_cast<int32_t>(rows[i].allowed.size());
+      on[i - first].allowed_end = allowed_at;
+    }
+    const size_t total = allowed_offset + sizeof(uint32_t) * static_cast<size_t>(allowed_at);
     auto* device = buffer<std::byte>(Buffer::sample_inputs);
     check(cudaMemcpyAsync(device, host, total, cudaMemcpyHostToDevice, stream_), "sample inputs");
     sample_inputs_.sent(stream_);
@@ -442,6 +451,7 @@ void CudaExecutable::sample(std::span<const SampleRow> rows) {
     call.rows = reinterpret_cast<const SampleRowOnDevice*>(device + 64);
     call.counts = reinterpret_cast<const TokenCount*>(device + counts_at);
     call.forbidden = reinterpret_cast<const int32_t*>(device + forbidden_offset);
+    call.allowed = reinterpret_cast<const uint32_t*>(device + allowed_offset);
     call.logits = buffer<float>(Buffer::logits);
     call.vocab = program_.vocab();
     call.plain = plain;

@@ -22,8 +22,8 @@ struct Slice {
   int32_t begin = 0, count = 0;
 };
 
-__device__ double uniform(uint64_t seed, uint32_t position) {  // philox_uniform(seed, position, 0, 0)
-  uint32_t c[4] = {position, 0, 0, 0}, key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+__device__ double uniform(uint64_t seed, uint32_t position, uint32_t choice) {  // philox_uniform(seed, position, 0, choice)
+  uint32_t c[4] = {position, 0, choice, 0}, key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
@@ -208,14 +208,14 @@ __device__ void load(const Slice& slice, const float* logits, int64_t vocab, boo
   __syncthreads();
 }
 
-// Penalties, of ids seen, then what is forbidden: rounded as on CPUs, no product fused with a sum.
-__device__ void change(const SampleCall& call, const SampleRowOnDevice& row, const Slice& slice, bool penalties) {
+// Biases and penalties, of ids seen, then what is forbidden or not allowed: rounded as on CPUs, no product fused with a sum.
+__device__ void change(const SampleCall& call, const SampleRowOnDevice& row, const Slice& slice) {
   const Sampling& o = row.sampling;
-  for (int i = row.counts_begin + static_cast<int>(threadIdx.x); penalties && i < row.counts_end; i += kTeamThreads) {
+  for (int i = row.counts_begin + static_cast<int>(threadIdx.x); i < row.counts_end; i += kTeamThreads) {
     const TokenCount count = call.counts[i];
     const int at = count.id - slice.begin;
     if (count.id < 0 || at < 0 || at >= slice.count) continue;
-    float v = slice.values[at];
+    float v = __fadd_rn(slice.values[at], count.bias);
     if (count.prompt > 0 || count.generated > 0) v = v < 0 ? __fmul_rn(v, o.repetition_penalty) : __fdiv_rn(v, o.repetition_penalty);
     if (count.generated > 0) {
       v = __fsub_rn(v, __fadd_rn(o.presence_penalty, __fmul_rn(o.frequency_penalty, static_cast<float>(count.generated))));
@@ -227,14 +227,18 @@ __device__ void change(const SampleCall& call, const SampleRowOnDevice& row, con
     const int at = call.forbidden[i] - slice.begin;
     if (call.forbidden[i] >= 0 && at >= 0 && at < slice.count) slice.values[at] = -INFINITY;
   }
+  const int words = row.allowed_end - row.allowed_begin;
+  for (int i = static_cast<int>(threadIdx.x); words > 0 && i < slice.count; i += kTeamThreads) {
+    const int id = slice.begin + i, word = id / 32;
+    if (word >= words || !(call.allowed[row.allowed_begin + word] >> (id % 32) & 1)) slice.values[i] = -INFINITY;
+  }
   __syncthreads();
 }
 
 __device__ void draw_row(const SampleCall& call, const SampleRowOnDevice& row, const RawBest& raw, Team& team, Shared& s, const Slice& slice, bool whole,
                          Sampled& out) {
   const Sampling& o = row.sampling;
-  const bool penalties = o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0;
-  const bool changed = (penalties && row.counts_end > row.counts_begin) || row.forbidden_end > row.forbidden_begin;
+  const bool changed = row.counts_end > row.counts_begin || row.forbidden_end > row.forbidden_begin || row.allowed_end > row.allowed_begin;
   const int wanted = static_cast<int>(min(static_cast<int64_t>(min(o.logprobs, kMaxLogprobs)), call.vocab));
   if (!changed && o.temperature <= 0 && wanted <= 0) return;  // has been drawn
   if (raw.value != raw.value) return;                         // NaN: has been refused
@@ -249,7 +253,7 @@ __device__ void draw_row(const SampleCall& call, const SampleRowOnDevice& row, c
   if (changed || o.temperature > 0) {
     Best best{raw.value, raw.id};
     if (changed) {
-      change(call, row, slice, penalties);
+      change(call, row, slice);
       best = {};
       for (int i = threadIdx.x; i < slice.count; i += kTeamThreads) best = better(best, {slice.values[i], slice.begin + i});
       best = team.best(best);
@@ -268,7 +272,7 @@ __device__ void draw_row(const SampleCall& call, const SampleRowOnDevice& row, c
         total += mass_of(v);
       });
       total = filter(team, s.selection, slice, o, call.vocab, team.sum(total));
-      const Mass target = min(static_cast<Mass>(uniform(o.seed, static_cast<uint32_t>(row.position)) * static_cast<double>(total)), total - 1);
+      const Mass target = min(static_cast<Mass>(uniform(o.seed, static_cast<uint32_t>(row.position), o.choice) * static_cast<double>(total)), total - 1);
       const int32_t id = invert(team, s, slice, target);
       if (id >= 0 && threadIdx.x == 0) settle(id);
     }

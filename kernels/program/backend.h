@@ -66,17 +66,20 @@ struct Sampling {  // how one token is chosen; neutral values switch a step off
   int32_t top_k = 0;
   float top_p = 1, min_p = 0, typical_p = 1;
   float repetition_penalty = 1, presence_penalty = 0, frequency_penalty = 0;
+  int32_t no_repeat_ngram = 0;  // no sequence of so many ids comes twice; 0: off. Carried out by whoever fills SampleRow::forbidden
+  uint32_t choice = 0;          // which of several answers with one seed: Philox counter
   uint64_t seed = 0;
   int32_t logprobs = -1;  // how many of the best to report; -1: none, 0: the chosen one's only
 };
-struct TokenCount { int32_t id, prompt, generated; };  // occurrences so far
+struct TokenCount { int32_t id, prompt, generated; float bias = 0; };  // occurrences so far; bias: added to the logit before all else
 struct SampleRow {
   int32_t head = 0;        // index into StepRows::heads
   int32_t slot = 0;        // whose sequence it is
   int32_t position = 0;    // absolute position of the token to be drawn: Philox counter
   const Sampling* sampling = nullptr;
-  std::span<const TokenCount> counts;    // distinct ids seen, when a penalty is on
-  std::span<const int32_t> forbidden;    // ids that may not be drawn (stop ids before min_tokens)
+  std::span<const TokenCount> counts;    // distinct ids: those with a bias, and those seen when a penalty is on
+  std::span<const int32_t> forbidden;    // ids that may not be drawn (stop ids before min_tokens, what would repeat an n-gram)
+  std::span<const uint32_t> allowed;     // a bit an id, ids beyond the last word not allowed; empty: all are
 };
 constexpr int kMaxLogprobs = 20;
 struct Sampled {

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "launch/answer_json.h"
+#include "launch/choices.h"
 #include "launch/commands/commands.h"
 #include "launch/options.h"
 #include "launch/remote.h"
@@ -16,6 +17,7 @@ namespace {
 struct Options {
   RemoteOptions remote;
   PromptOptions prompt;
+  ChoiceOptions choices;
   bool json = false;
 };
 
@@ -23,6 +25,13 @@ void append(AnswerDelta& all, const AnswerDelta& delta) {
   all.text += delta.text;
   all.token_ids.insert(all.token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
   all.logprobs.insert(all.logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
+}
+
+std::string json_line(const LocalAnswer& answer) {
+  AnswerTimes times{.ttft_seconds = answer.end.timings.ttft_seconds};
+  const int32_t later = answer.end.completion_tokens - 1;  // the first token is the prompt's work
+  if (later > 0 && answer.end.timings.decode_seconds > 0) times.decode_tokens_per_second = later / answer.end.timings.decode_seconds;
+  return answer_json(answer.all, answer.end, times).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 int client(const Options& o) {
@@ -33,20 +42,17 @@ int client(const Options& o) {
   on_interrupt_signal([call] { call->cancel(); });
   return report_status([&] {
     Client client(o.remote.address, {.connect_seconds = o.remote.connect_seconds});
-    AnswerDelta all;
-    const auto take = [&](const AnswerDelta& delta) {
-      append(all, delta);
-      if (!o.json) show_now(stdout, delta.text);
-    };
-    const AnswerEnd end = client.generate(ask, take, o.remote.deadline_seconds, call.get());
-    if (!o.json) {
-      write_now(stdout, "\n");
-      return 0;
-    }
-    AnswerTimes times{.ttft_seconds = end.timings.ttft_seconds};
-    const int32_t later = end.completion_tokens - 1;  // the first token is the prompt's work
-    if (later > 0 && end.timings.decode_seconds > 0) times.decode_tokens_per_second = later / end.timings.decode_seconds;
-    write_now(stdout, answer_json(all, end, times).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+    const bool streamed = !o.json && choices_made(o.choices) == 1;
+    const std::vector<LocalAnswer> answers = ask_choices(ask, o.choices, 1, [&](const Ask& mine) {
+      LocalAnswer answer;
+      const auto take = [&](const AnswerDelta& delta) {
+        append(answer.all, delta);
+        if (streamed) show_now(stdout, delta.text);
+      };
+      answer.end = client.generate(mine, take, o.remote.deadline_seconds, call.get());
+      return answer;
+    });
+    for (const LocalAnswer& answer : answers) write_now(stdout, o.json ? json_line(answer) : (streamed ? "" : answer.all.text) + "\n");
     return 0;
   });
 }
@@ -58,6 +64,7 @@ Command add_client(CLI::App& app) {
   CLI::App* command = app.add_subcommand("client", "Asks a server one thing, prints the answer as it comes");
   add_options(*command, options->remote);
   add_options(*command, options->prompt);
+  add_options(*command, options->choices);
   command->add_flag("--json", options->json, "the whole answer as JSON, with token ids and timings");
   command->footer("Example: tandem client 127.0.0.1:8001 --prompt 'The capital of France is' --max-tokens 16");
   return {command, [options] { return client(*options); }};

@@ -10,11 +10,16 @@
 #include "kernels/base/error.h"
 #include "launch/answer_json.h"
 #include "launch/ask_engine.h"
+#include "launch/beam_search.h"
+#include "launch/choices.h"
 #include "launch/commands/commands.h"
+#include "launch/help.h"
 #include "launch/progress.h"
+#include "launch/prompt_logprobs.h"
 #include "launch/prompts_file.h"
 #include "launch/terminal.h"
 #include "rpc/prepare.h"
+#include "runtime/text/tokenizer.h"
 
 namespace tandem {
 namespace {
@@ -25,7 +30,10 @@ constexpr size_t kMostHeld = 1024;  // answers that wait for an earlier one
 struct Options {
   DeployOptions deploy;
   PromptOptions prompt;
+  ChoiceOptions choices;
+  BeamOptions beams;
   std::string prompts_file;
+  int32_t prompt_logprobs = -1;  // -1: none
   bool json = false;
 };
 
@@ -39,18 +47,75 @@ void check_input(const Ask& ask, const Deployment& deployment) {
   (void)prepare(ask, text);
 }
 
-std::string json_line(const Deployment& deployment, const LocalAnswer& answer) {
+std::string line_of(const nlohmann::ordered_json& json) { return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"; }
+
+nlohmann::ordered_json json_of(const Deployment& deployment, const LocalAnswer& answer) {
   AnswerTimes times{deployment.load_seconds, answer.ttft_seconds, 0};
   if (answer.decode_seconds > 0) times.decode_tokens_per_second = static_cast<double>(answer.all.token_ids.size() - 1) / answer.decode_seconds;
-  return answer_json(answer.all, answer.end, times).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return answer_json(answer.all, answer.end, times);
+}
+
+std::string ids_text(const std::vector<int32_t>& ids) {
+  std::string text;
+  for (const int32_t id : ids) text += (text.empty() ? "" : ",") + std::to_string(id);
+  return text;
+}
+
+// --n and --best-of: shown once all of them are there.
+int generate_choices(Options& o, Deployment& deployment, const Ask& ask) {
+  const bool greedy = prepare(ask, deployment.text->side).request.sampling.temperature == 0;
+  if (greedy) bad_input("--temperature", "is 0, which gives one answer only (above 0 with --n and --best-of)");
+  const auto at_once = static_cast<size_t>(deployment.plan.workload.batch);
+  const std::vector<LocalAnswer> answers = ask_choices(ask, o.choices, at_once, [&](const Ask& mine) { return ask_engine(deployment, mine, {}); });
+  for (const LocalAnswer& answer : answers) {
+    const std::string shown = deployment.text->side.tokenizer ? answer.all.text : ids_text(answer.all.token_ids);
+    write_now(stdout, o.json ? line_of(json_of(deployment, answer)) : shown + "\n");
+  }
+  return 0;
+}
+
+void check_beams(const Options& o) {
+  const Ask& a = o.prompt.ask;
+  const bool sampled = a.temperature || a.top_k || a.top_p || a.min_p || a.typical_p || a.repetition_penalty || a.presence_penalty || a.frequency_penalty ||
+                       a.no_repeat_ngram || !a.logit_bias.empty() || !a.allowed_ids.empty() || a.logprobs || !a.stop_strings.empty() || a.min_tokens || a.echo;
+  if (sampled || choices_made(o.choices) > 1) bad_input("--beams", "is given with sampling, penalties, --stop, --logprobs, --min-tokens, --echo or --n (beams take none of them)");
+  if (!o.prompts_file.empty()) bad_input("--beams", "is given with --prompts (one prompt)");
+}
+
+int generate_by_beams(Options& o, Deployment& deployment, const Ask& ask) {
+  const TextSide& text = deployment.text->side;
+  const Prepared prepared = prepare(ask, text);
+  const Request& request = prepared.request;
+  const AskOnce ask_once = [&](const Ask& mine) { return ask_engine(deployment, mine, {}); };
+  const Clock::time_point started = Clock::now();
+  const BeamAnswer best = beam_search(request.prompt, request.stopping.max_tokens, request.stopping.stop_ids, o.beams, ask_once);
+  LocalAnswer answer;
+  answer.all.token_ids = best.ids;
+  if (text.tokenizer) answer.all.text = text.tokenizer->decode(best.ids, true);
+  answer.end.reason = best.stopped ? FinishReason::stop : FinishReason::length;
+  answer.end.prompt_tokens = static_cast<int32_t>(request.prompt.size());
+  answer.end.completion_tokens = static_cast<int32_t>(best.ids.size());
+  answer.end.prompt_ids = request.prompt;
+  answer.end.compute = text.compute;
+  answer.decode_seconds = std::chrono::duration<double>(Clock::now() - started).count();
+  nlohmann::ordered_json json = json_of(deployment, answer);
+  json["score"] = best.score;
+  write_now(stdout, o.json ? line_of(json) : (text.tokenizer ? answer.all.text : ids_text(best.ids)) + "\n");
+  return 0;
 }
 
 int generate_one(Options& o, ThisJob& job) {
   Ask ask = ask_of(o.prompt);
   ask.return_prompt_ids = o.json;
+  if (o.prompt_logprobs >= 0 && !o.json) bad_input("--prompt-logprobs", "is given without --json (they are shown as JSON)");
+  if (o.beams.beams > 1) check_beams(o);
+  o.deploy.plan.all_logits = o.prompt_logprobs >= 0;
+  o.deploy.plan.default_batch = std::min(std::max(choices_made(o.choices), o.beams.beams), kDefaultBatch);
   o.deploy.check = [&ask](const Deployment& deployment) { check_input(ask, deployment); };
   const auto deployment = Deployment::start(o.deploy, job);
   deployment->wait_ready();
+  if (o.beams.beams > 1) return generate_by_beams(o, *deployment, ask);
+  if (choices_made(o.choices) > 1) return generate_choices(o, *deployment, ask);
   const bool ids_only = deployment->text->side.tokenizer == nullptr;
   std::string before;  // of an id
   const LocalAnswer answer = ask_engine(*deployment, ask, [&](const AnswerDelta& delta) {
@@ -59,7 +124,13 @@ int generate_one(Options& o, ThisJob& job) {
     for (const int32_t id : delta.token_ids) ids += std::exchange(before, ",") + std::to_string(id);
     show_now(stdout, ids_only ? ids : delta.text);
   });
-  write_now(stdout, o.json ? json_line(*deployment, answer) : "\n");
+  if (!o.json) {
+    write_now(stdout, "\n");
+    return 0;
+  }
+  nlohmann::ordered_json json = json_of(*deployment, answer);
+  if (o.prompt_logprobs >= 0) json["prompt_logprobs"] = logprobs_json(prompt_logprobs(*deployment, answer.end.prompt_ids, o.prompt_logprobs));
+  write_now(stdout, line_of(json));
   return 0;
 }
 
@@ -108,6 +179,9 @@ class InOrder {
 
 int generate_many(Options& o, ThisJob& job) {
   if (o.prompt.has_prompt || o.prompt.has_ids || o.prompt.has_chat) bad_input("--prompt", "is given twice (one of --prompt, --prompt-ids, --chat, --prompts)");
+  if (choices_made(o.choices) > 1) bad_input("--n", "is given with --prompts (one answer a prompt; write a prompt twice for two)");
+  if (o.beams.beams > 1) check_beams(o);
+  if (o.prompt_logprobs >= 0) bad_input("--prompt-logprobs", "is given with --prompts (one of them)");
   std::vector<PromptLine> prompts = read_prompts(o.prompts_file, o.prompt);
   o.deploy.plan.default_batch = static_cast<int>(std::min<size_t>(prompts.size(), kDefaultBatch));
   for (PromptLine& line : prompts) line.ask.return_prompt_ids = true;
@@ -131,7 +205,7 @@ int generate_many(Options& o, ThisJob& job) {
   for (size_t i = 0; i < in_flight; ++i) {
     askers.emplace_back([&] {
       try {
-        while (const std::optional<size_t> index = answers.next()) answers.put(*index, json_line(*deployment, ask_engine(*deployment, prompts[*index].ask, {})));
+        while (const std::optional<size_t> index = answers.next()) answers.put(*index, line_of(json_of(*deployment, ask_engine(*deployment, prompts[*index].ask, {}))));
       } catch (...) {
         answers.fail(std::current_exception());
       }
@@ -157,6 +231,10 @@ Command add_generate(CLI::App& app) {
   CLI::App* command = app.add_subcommand("generate", "One answer on stdout, streamed as it is made; or many, from a file. Without a tokenizer: token ids");
   add_options(*command, options->deploy.model);
   add_options(*command, options->prompt);
+  add_options(*command, options->choices);
+  command->add_option("--beams", options->beams.beams, "beam search of this width instead of sampling")->type_name("N")->check(whole(1, kMaxLogprobs / 2))->group(kMore);
+  command->add_option("--length-penalty", options->beams.length_penalty, "of beams: above 1 favours long answers (default 1)")->check(between(-10, 10))->group(kMore);
+  command->add_option("--prompt-logprobs", options->prompt_logprobs, "log-probabilities of the prompt's tokens and the K best beside each, with --json")->type_name("K")->check(whole(0, kMaxLogprobs))->group(kMore);
   command->add_option("--prompts", options->prompts_file, "file of prompts, one a line (.jsonl: one object a line); answers as JSON lines");
   add_options(*command, options->deploy.plan.place);
   add_options(*command, options->deploy.plan.size);

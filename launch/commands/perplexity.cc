@@ -84,7 +84,7 @@ int perplexity(Options& o, ThisJob& job) {
   std::vector<int32_t> ids;
   o.deploy.check = [&](const Deployment& deployment) {
     const Tokenizer* tokenizer = deployment.text->side.tokenizer;
-    if (!tokenizer) bad_input(o.deploy.model.model, "has no tokenizer (a directory with tokenizer.json or a .gguf file is needed)");
+    if (!tokenizer) bad_input(o.deploy.model.model, "has no tokenizer (a directory with tokenizer.json or tokenizer.model, or a .gguf file, is needed)");
     ids = tokenizer->encode(text, true);
     if (ids.size() < 2) bad_input(o.file, "is too short (at least two tokens)");
   };

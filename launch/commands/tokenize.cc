@@ -27,7 +27,7 @@ std::string joined(const std::vector<int32_t>& ids) {
 int tokenize(const Options& o) {
   if (o.decode + o.prompt.has_prompt + o.prompt.has_chat != 1) bad_input("--prompt", "is missing or not alone (exactly one of --prompt, --chat and --decode)");
   const auto text = open_tokenizer(o.model);
-  if (!text->tokenizer) bad_input(o.model, "has no tokenizer (a directory with tokenizer.json or a .gguf file is needed)");
+  if (!text->tokenizer) bad_input(o.model, "has no tokenizer (a directory with tokenizer.json or tokenizer.model, or a .gguf file, is needed)");
   std::vector<int32_t> ids;
   std::string shown;
   if (o.decode) {

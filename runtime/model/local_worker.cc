@@ -293,10 +293,8 @@ class LocalWorker final : public Worker {
         ++head;
       }
       if (!row.sample) continue;
-      SampleRow sample{head - 1, row.slot, slot.length, &slot.sampling, slot.counts, {}};
-      if (slot.generated < slot.min_tokens) sample.forbidden = slot.stop_ids;
-      samples_.push_back(sample);
-      needs_ids_ |= has_penalty(slot.sampling);  // the next draw depends on this one's id, through counts that the host keeps
+      samples_.push_back({head - 1, row.slot, slot.length, &slot.sampling, slot.counts, forbidden_now(slot, stage_->vocab()), slot.allowed});
+      needs_ids_ |= follows_ids(slot.sampling);  // the next draw depends on this one's id, through counts that the host keeps
     }
     if (samples_.empty()) return;
     {

@@ -7,15 +7,56 @@
 namespace tandem {
 namespace {
 
-void add_count(std::vector<TokenCount>& counts, int32_t id, bool prompt) {
+TokenCount& count_of(std::vector<TokenCount>& counts, int32_t id) {
   auto at = std::lower_bound(counts.begin(), counts.end(), id, [](const TokenCount& c, int32_t v) { return c.id < v; });
   if (at == counts.end() || at->id != id) at = counts.insert(at, TokenCount{id, 0, 0});
-  (prompt ? at->prompt : at->generated)++;
+  return *at;
+}
+
+void add_count(std::vector<TokenCount>& counts, int32_t id, bool prompt) {
+  TokenCount& count = count_of(counts, id);
+  (prompt ? count.prompt : count.generated)++;
+}
+
+bool is_allowed(const Slot& slot, int32_t id) {
+  const auto word = static_cast<size_t>(id) / 32;
+  return word < slot.allowed.size() && (slot.allowed[word] >> (id % 32) & 1);
+}
+
+void allow(Slot& slot, const std::vector<int32_t>& ids) {
+  slot.allowed.clear();
+  slot.allowed_count = 0;
+  for (const int32_t id : ids) {
+    if (id < 0) fail(Code::internal, "step", "allows the id " + std::to_string(id));
+    const auto word = static_cast<size_t>(id) / 32;
+    if (word >= slot.allowed.size()) slot.allowed.resize(word + 1);
+    if (!is_allowed(slot, id)) ++slot.allowed_count;
+    slot.allowed[word] |= uint32_t{1} << (id % 32);
+  }
 }
 
 }  // namespace
 
 bool has_penalty(const Sampling& s) { return s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0; }
+
+bool follows_ids(const Sampling& s) { return has_penalty(s) || s.no_repeat_ngram > 0; }
+
+std::span<const int32_t> forbidden_now(Slot& slot, int64_t vocab) {
+  std::vector<int32_t>& ids = slot.forbidden;
+  ids.clear();
+  if (slot.generated < slot.min_tokens) ids = slot.stop_ids;
+  if (slot.sampling.no_repeat_ngram <= 0) return ids;
+  const size_t others = ids.size();
+  slot.history.append_followers(ids);
+  const auto may_be_drawn = static_cast<size_t>(slot.allowed.empty() ? vocab : slot.allowed_count);
+  if (ids.size() < may_be_drawn) return ids;
+  std::vector<int32_t> distinct = ids;
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  const auto gone = std::count_if(distinct.begin(), distinct.end(), [&](int32_t id) { return slot.allowed.empty() || is_allowed(slot, id); });
+  if (static_cast<size_t>(gone) >= may_be_drawn) ids.resize(others);
+  return ids;
+}
 
 Slot& Slots::operator[](SlotId id) {
   if (id < 0 || static_cast<size_t>(id) >= slots_.size() || !slots_[static_cast<size_t>(id)].used) {
@@ -48,6 +89,12 @@ void Slots::apply(const Step& step) {
     }
     slot.generated = static_cast<int32_t>(slot.ids.size()) - slot.prompt_tokens;
     slot.counts.clear();
+    for (size_t i = 0; i < admission.bias_ids.size(); ++i) count_of(slot.counts, admission.bias_ids[i]).bias += admission.biases[i];
+    allow(slot, admission.allowed_ids);
+    slot.history.start(slot.sampling.no_repeat_ngram);
+    if (slot.sampling.no_repeat_ngram > 0) {
+      for (const int32_t id : slot.ids) slot.history.push(id);
+    }
     if (has_penalty(slot.sampling)) {
       for (size_t i = 0; i < slot.ids.size(); ++i) add_count(slot.counts, slot.ids[i], i < static_cast<size_t>(slot.prompt_tokens));
     }
@@ -80,7 +127,9 @@ uint64_t Slots::digest() const {
 void Slots::count(SlotId id, uint32_t serial, int32_t token) {
   if (static_cast<size_t>(id) >= slots_.size()) return;
   Slot& slot = slots_[static_cast<size_t>(id)];
-  if (slot.used && slot.serial == serial && has_penalty(slot.sampling)) add_count(slot.counts, token, false);
+  if (!slot.used || slot.serial != serial) return;
+  if (has_penalty(slot.sampling)) add_count(slot.counts, token, false);
+  if (slot.sampling.no_repeat_ngram > 0) slot.history.push(token);
 }
 
 }  // namespace tandem

@@ -80,7 +80,7 @@ class Reader {
 };
 
 // Fewest bytes that an element takes on the wire, per list.
-constexpr size_t kLeastAdmission = 5 * 4 + (4 + 4 + 3 * 4 + 3 * 4 + 8 + 4) + 2 * 4, kLeastGrant = 3 * 4, kLeastCopy = 3 * 4,
+constexpr size_t kLeastAdmission = 5 * 4 + (4 + 4 + 3 * 4 + 3 * 4 + 2 * 4 + 8 + 4) + 5 * 4, kLeastGrant = 3 * 4, kLeastCopy = 3 * 4,
                  kLeastRow = 2 * 4 + 1, kLeastToken = 5 * 4, kLeastTop = 2 * 4, kLeastLogits = 5 * 4;
 
 void write(Writer& w, const Sampling& s) {
@@ -92,6 +92,8 @@ void write(Writer& w, const Sampling& s) {
   w.value(s.repetition_penalty);
   w.value(s.presence_penalty);
   w.value(s.frequency_penalty);
+  w.value(s.no_repeat_ngram);
+  w.value(s.choice);
   w.value(s.seed);
   w.value(s.logprobs);
 }
@@ -106,6 +108,8 @@ Sampling read_sampling(Reader& r) {
   s.repetition_penalty = r.value<float>();
   s.presence_penalty = r.value<float>();
   s.frequency_penalty = r.value<float>();
+  s.no_repeat_ngram = r.value<int32_t>();
+  s.choice = r.value<uint32_t>();
   s.seed = r.value<uint64_t>();
   s.logprobs = r.value<int32_t>();
   return s;
@@ -127,7 +131,7 @@ uint64_t slot_digest(SlotId slot, uint32_t serial, int32_t length, int32_t pages
 
 std::vector<std::byte> encode(const Step& step) {
   size_t expected = 64 + step.releases.size() * 4 + step.copies.size() * 12 + step.rows.size() * 9;
-  for (const Admission& a : step.admissions) expected += kLeastAdmission + 4 * (a.ids.size() + a.stop_ids.size());
+  for (const Admission& a : step.admissions) expected += kLeastAdmission + 4 * (a.ids.size() + a.stop_ids.size() + 2 * a.biases.size() + a.allowed_ids.size());
   for (const PageGrant& g : step.grants) expected += kLeastGrant + 4 * g.pages.size();
   Writer w(expected);
   w.value(kStepMark);
@@ -147,6 +151,9 @@ std::vector<std::byte> encode(const Step& step) {
     write(w, a.sampling);
     w.list(a.ids);
     w.list(a.stop_ids);
+    w.list(a.bias_ids);
+    w.list(a.biases);
+    w.list(a.allowed_ids);
   }
   w.count(step.grants.size());
   for (const PageGrant& g : step.grants) {
@@ -189,6 +196,10 @@ Step decode_step(std::span<const std::byte> bytes) {
     a.sampling = read_sampling(r);
     a.ids = r.list<int32_t>();
     a.stop_ids = r.list<int32_t>();
+    a.bias_ids = r.list<int32_t>();
+    a.biases = r.list<float>();
+    a.allowed_ids = r.list<int32_t>();
+    if (a.bias_ids.size() != a.biases.size()) fail(Code::internal, "step", "malformed: has biases without ids");
   }
   step.grants.resize(r.count(kLeastGrant));
   for (PageGrant& g : step.grants) {

@@ -37,6 +37,9 @@ struct Admission {            // a sequence takes a slot
   Sampling sampling;
   std::vector<int32_t> ids;       // everything known: at least one
   std::vector<int32_t> stop_ids;  // forbidden while fewer than min_tokens were generated
+  std::vector<int32_t> bias_ids;  // ids whose logits are changed, by what `biases` holds at the same place
+  std::vector<float> biases;
+  std::vector<int32_t> allowed_ids;  // only these may be drawn; empty: all
 };
 // Appended to the slot's table of that KV group; the first cached / page_tokens pages of a new slot are shared, all others are its own.
 // In a group with a window, pages wholly behind the window of the slot's next row are given to others without being taken back: the

@@ -1,5 +1,6 @@
 #include "runtime/serving/request.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -70,6 +71,14 @@ void validate(const Request& request, const EngineOptions& options) {
     bad_input("logprobs", std::to_string(s.logprobs) + " is out of range (0 to " + std::to_string(kMaxLogprobs) + ")");
   }
 
+  not_negative("no_repeat_ngram_size", s.no_repeat_ngram);
+  if (request.logit_bias.size() > kMostBiases) bad_input("logit_bias", "has more than " + std::to_string(kMostBiases) + " ids");
+  for (const TokenBias& bias : request.logit_bias) {
+    ids_in_vocabulary("logit_bias", {bias.id}, options.vocab);
+    in_range("logit_bias", bias.value, -kMostBias, kMostBias);
+  }
+  ids_in_vocabulary("allowed_token_ids", request.allowed_ids, options.vocab);
+
   const Stopping& stop = request.stopping;
   not_negative("max_tokens", stop.max_tokens);
   not_negative("min_tokens", stop.min_tokens);
@@ -78,6 +87,10 @@ void validate(const Request& request, const EngineOptions& options) {
   }
   if (stop.stop_ids.size() > kMaxStopIds) bad_input("stop_token_ids", "has more than " + std::to_string(kMaxStopIds) + " ids");
   ids_in_vocabulary("stop_token_ids", stop.stop_ids, options.vocab);
+  const auto stops = [&stop](int32_t id) { return std::find(stop.stop_ids.begin(), stop.stop_ids.end(), id) != stop.stop_ids.end(); };
+  if (stop.min_tokens > 0 && !request.allowed_ids.empty() && std::all_of(request.allowed_ids.begin(), request.allowed_ids.end(), stops)) {
+    bad_input("allowed_token_ids", "are all stop ids, which min_tokens forbids (at least one other)");
+  }
 }
 
 }  // namespace tandem

@@ -24,10 +24,14 @@ struct Stopping {
   bool ignore_eos = false;           // stop_ids do not stop
 };
 
+struct TokenBias { int32_t id; float value; };  // added to the id's logit
+
 struct Request {
   std::string id;                    // unique among those in flight
   std::vector<int32_t> prompt;
   Sampling sampling;
+  std::vector<TokenBias> logit_bias;  // distinct ids
+  std::vector<int32_t> allowed_ids;   // only these may be drawn; empty: all
   Stopping stopping;
   int32_t priority = 0;              // higher first
   std::optional<Clock::time_point> deadline;
@@ -37,6 +41,8 @@ struct Request {
 };
 
 // Errors: invalid_argument with the field's name in `where`, for anything the engine or a worker could not carry out.
+inline constexpr size_t kMostBiases = 1024;
+inline constexpr float kMostBias = 10000;
 void validate(const Request& request, const EngineOptions& options);
 
 enum class FinishReason : uint8_t { none, stop, length, stop_string, cancelled };

@@ -540,6 +540,8 @@ void Scheduler::emit(Lane& lane, int32_t group, Step& step) {
       Admission admission{.slot = s.slot, .serial = s.serial, .cached = s.issued, .prompt_tokens = s.prompt};
       admission.min_tokens = s.request.stopping.min_tokens;
       admission.sampling = s.request.sampling;
+      for (const TokenBias& bias : s.request.logit_bias) admission.bias_ids.push_back(bias.id), admission.biases.push_back(bias.value);
+      admission.allowed_ids = s.request.allowed_ids;
       admission.ids = s.ids;
       if (admission.min_tokens > 0) admission.stop_ids = s.request.stopping.stop_ids;
       step.admissions.push_back(std::move(admission));

@@ -129,6 +129,28 @@ int32_t AddedTokens::highest() const {
   return id;
 }
 
+std::string AddedTokens::guarded(std::string_view text, std::string_view guard) const {
+  std::vector<size_t> places;
+  for (const Matcher& matcher : matchers_) {
+    if (matcher.nodes.empty()) continue;
+    int32_t token;
+    for (size_t from = 0, end; matcher.match(text, from, end, token);) {
+      const size_t first = decode_utf8(text, from).length;
+      if (tokens_[static_cast<size_t>(token)].special) places.push_back(from + first);
+      from += first;
+    }
+  }
+  std::sort(places.begin(), places.end());
+  std::string out;
+  size_t from = 0;
+  for (const size_t place : places) {
+    out += text.substr(from, place - from);
+    out += guard;
+    from = place;
+  }
+  return out += text.substr(from);
+}
+
 void AddedTokens::split(std::string_view text, bool normalized, std::vector<Piece>& out) const {
   out.clear();
   if (text.empty()) return;

@@ -40,6 +40,7 @@ class AddedTokens {
   };
   // `normalized`: the tokens that are looked for in normalized text; otherwise those of the text as it came.
   void split(std::string_view text, bool normalized, std::vector<Piece>& out) const;
+  std::string guarded(std::string_view text, std::string_view guard) const;  // see Tokenizer
   bool any(bool normalized) const { return !matchers_[normalized].nodes.empty(); }
 
  private:

@@ -10,29 +10,19 @@
 namespace tandem {
 namespace {
 
-std::array<int32_t, 256> find_byte_pieces(const Vocabulary& vocabulary) {
-  std::array<int32_t, 256> ids;
-  constexpr char digits[] = "0123456789ABCDEF";
-  for (int b = 0; b < 256; ++b) {
-    const std::string piece = {'<', '0', 'x', digits[b >> 4], digits[b & 15], '>'};
-    ids[static_cast<size_t>(b)] = vocabulary.find(piece).value_or(-1);
-  }
-  return ids;
-}
-
-bool further_right(const BpeScratch::Candidate& a, const BpeScratch::Candidate& b) { return a.at > b.at; }
+bool further_right(const WordScratch::Candidate& a, const WordScratch::Candidate& b) { return a.at > b.at; }
 
 // Candidates by order, then from left to right.
 class Queue {
  public:
-  explicit Queue(BpeScratch& scratch) : scratch_(scratch) {
+  explicit Queue(WordScratch& scratch) : scratch_(scratch) {
     scratch_.bucket_of.clear();
     scratch_.orders.clear();
   }
-  void push(uint32_t order, const BpeScratch::Candidate& candidate) {
+  void push(uint32_t order, const WordScratch::Candidate& candidate) {
     const auto [found, fresh] = scratch_.bucket_of.try_emplace(order, static_cast<uint32_t>(scratch_.bucket_of.size()));
     if (fresh && found->second == scratch_.buckets.size()) scratch_.buckets.emplace_back();
-    BpeScratch::Bucket& bucket = scratch_.buckets[found->second];
+    WordScratch::Bucket& bucket = scratch_.buckets[found->second];
     if (fresh) {
       bucket.sorted.clear();
       bucket.late.clear();
@@ -49,9 +39,9 @@ class Queue {
       std::push_heap(bucket.late.begin(), bucket.late.end(), further_right);
     }
   }
-  bool pop(BpeScratch::Candidate& best) {
+  bool pop(WordScratch::Candidate& best) {
     if (scratch_.orders.empty()) return false;
-    BpeScratch::Bucket& bucket = scratch_.buckets[scratch_.bucket_of[scratch_.orders.front()]];
+    WordScratch::Bucket& bucket = scratch_.buckets[scratch_.bucket_of[scratch_.orders.front()]];
     const bool sorted = bucket.cursor < bucket.sorted.size();
     if (sorted && (bucket.late.empty() || bucket.sorted[bucket.cursor].at <= bucket.late.front().at)) {
       best = bucket.sorted[bucket.cursor++];
@@ -68,26 +58,26 @@ class Queue {
   }
 
  private:
-  BpeScratch& scratch_;
+  WordScratch& scratch_;
 };
 
 // The loop that both models share: always the best candidate, the leftmost among equals. `pair(left, right, order, candidate)` says
 // whether two symbols make a candidate, and which.
 template <class Pair>
-void merge_by_queue(BpeScratch& scratch, const Pair& pair) {
+void merge_by_queue(WordScratch& scratch, const Pair& pair) {
   auto& symbols = scratch.symbols;
   Queue queue(scratch);
   auto offer = [&](int32_t left, int32_t right) {
-    BpeScratch::Candidate candidate{static_cast<uint32_t>(left), 0, 0};
+    WordScratch::Candidate candidate{static_cast<uint32_t>(left), 0, 0};
     uint32_t order;
     if (pair(symbols[static_cast<size_t>(left)], symbols[static_cast<size_t>(right)], order, candidate)) queue.push(order, candidate);
   };
   for (size_t i = 0; i + 1 < symbols.size(); ++i) offer(static_cast<int32_t>(i), static_cast<int32_t>(i + 1));
-  BpeScratch::Candidate best;
+  WordScratch::Candidate best;
   while (queue.pop(best)) {
-    BpeScratch::Symbol& left = symbols[best.at];
+    WordScratch::Symbol& left = symbols[best.at];
     if (left.length == 0 || left.next < 0) continue;
-    BpeScratch::Symbol& right = symbols[static_cast<size_t>(left.next)];
+    WordScratch::Symbol& right = symbols[static_cast<size_t>(left.next)];
     if (left.length + right.length != best.length) continue;  // one of the two has grown since
     left.id = best.merged;
     left.length = best.length;
@@ -147,7 +137,7 @@ const Bpe::Merge* Bpe::find(int32_t left, int32_t right) const {
   }
 }
 
-void Bpe::split(std::string_view word, BpeScratch& scratch) const {
+void Bpe::split(std::string_view word, WordScratch& scratch) const {
   auto& symbols = scratch.symbols;
   symbols.clear();
   auto add = [&](int32_t id, uint32_t begin, uint32_t length) {
@@ -201,7 +191,7 @@ void Bpe::split(std::string_view word, BpeScratch& scratch) const {
 }
 
 // Up to about a hundred symbols a scan for the best pair is faster than a heap.
-void Bpe::merge_short(BpeScratch& scratch) const {
+void Bpe::merge_short(WordScratch& scratch) const {
   auto& symbols = scratch.symbols;
   auto& ranks = scratch.ranks;
   size_t count = symbols.size();
@@ -226,9 +216,9 @@ void Bpe::merge_short(BpeScratch& scratch) const {
   }
 }
 
-void Bpe::merge_long(BpeScratch& scratch) const {
+void Bpe::merge_long(WordScratch& scratch) const {
   merge_by_queue(scratch,
-                 [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
+                 [&](const WordScratch::Symbol& left, const WordScratch::Symbol& right, uint32_t& order, WordScratch::Candidate& candidate) {
                    const Merge* merge = find(left.id, right.id);
                    if (!merge) return false;
                    order = merge->rank;
@@ -238,7 +228,7 @@ void Bpe::merge_long(BpeScratch& scratch) const {
                  });
 }
 
-void Bpe::encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const {
+void Bpe::encode(std::string_view word, WordScratch& scratch, std::vector<int32_t>& out) const {
   if (options_.ignore_merges) {
     if (const auto id = vocabulary_.find(word)) {
       out.push_back(*id);
@@ -260,7 +250,7 @@ void Bpe::encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t
 ScoredBpe::ScoredBpe(const Vocabulary& vocabulary, std::vector<float> scores, std::optional<int32_t> unknown)
     : vocabulary_(vocabulary), scores_(std::move(scores)), unknown_(unknown), byte_ids_(find_byte_pieces(vocabulary)) {}
 
-void ScoredBpe::encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const {
+void ScoredBpe::encode(std::string_view word, WordScratch& scratch, std::vector<int32_t>& out) const {
   auto& symbols = scratch.symbols;
   symbols.clear();
   for (size_t at = 0; at < word.size();) {
@@ -273,7 +263,7 @@ void ScoredBpe::encode(std::string_view word, BpeScratch& scratch, std::vector<i
   if (symbols.empty()) return;
   symbols.back().next = -1;
   merge_by_queue(scratch,
-                 [&](const BpeScratch::Symbol& left, const BpeScratch::Symbol& right, uint32_t& order, BpeScratch::Candidate& candidate) {
+                 [&](const WordScratch::Symbol& left, const WordScratch::Symbol& right, uint32_t& order, WordScratch::Candidate& candidate) {
                    const auto id = vocabulary_.find(word.substr(left.begin, left.length + right.length));
                    if (!id || static_cast<size_t>(*id) >= scores_.size()) return false;
                    // The order of floats as unsigned numbers, turned round: the highest score comes first.
@@ -284,20 +274,21 @@ void ScoredBpe::encode(std::string_view word, BpeScratch& scratch, std::vector<i
                    candidate.merged = *id;
                    return true;
                  });
+  bool unknown_before = false;
   for (const auto& symbol : symbols) {
     if (!symbol.length) continue;
+    const std::string_view bytes = word.substr(symbol.begin, symbol.length);
+    const auto byte_id = [this](char b) { return byte_ids_[static_cast<uint8_t>(b)]; };
     if (symbol.id >= 0) {
       out.push_back(symbol.id);
+    } else if (std::all_of(bytes.begin(), bytes.end(), [&](char b) { return byte_id(b) >= 0; })) {
+      for (const char b : bytes) out.push_back(byte_id(b));
+    } else {  // neighbouring unknown characters are one
+      if (unknown_ && !unknown_before) out.push_back(*unknown_);
+      unknown_before = true;
       continue;
     }
-    for (char b : word.substr(symbol.begin, symbol.length)) {
-      const int32_t id = byte_ids_[static_cast<uint8_t>(b)];
-      if (id >= 0) {
-        out.push_back(id);
-      } else if (unknown_) {
-        out.push_back(*unknown_);
-      }
-    }
+    unknown_before = false;
   }
 }
 

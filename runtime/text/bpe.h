@@ -1,6 +1,6 @@
 // Byte-pair encoding of one word: merges by rank (Hugging Face BPE) or by the score of the joined piece (SentencePiece BPE, GGUF model
 // "llama"). Both take O(n log n) for n characters: short words scan, long ones use a linked list and a heap. Immutable after
-// construction, thread-safe; the scratch belongs to one caller.
+// construction, thread-safe.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -11,39 +11,9 @@
 #include <vector>
 
 #include "runtime/text/vocabulary.h"
+#include "runtime/text/word_model.h"
 
 namespace tandem {
-
-struct BpeScratch {
-  struct Symbol {
-    int32_t id;
-    uint32_t begin, length;  // bytes of the word; length 0: merged away
-    int32_t previous, next;
-  };
-  struct Candidate {
-    uint32_t at;      // index of the left symbol
-    uint32_t length;  // bytes of the joined piece, to know a stale candidate
-    int32_t merged;
-  };
-  // All candidates of one order (rank or score), leftmost first. Most arrive from left to right: they are appended, the others go
-  // through a heap.
-  struct Bucket {
-    std::vector<Candidate> sorted, late;
-    size_t cursor = 0;
-  };
-  std::vector<Symbol> symbols;
-  std::vector<Bucket> buckets;
-  std::unordered_map<uint32_t, uint32_t> bucket_of;  // order -> index
-  std::vector<uint32_t> orders;                      // a heap of the orders whose buckets hold something
-  std::vector<uint32_t> ranks;
-  std::string padded;
-};
-
-class BpeModel {
- public:
-  virtual ~BpeModel() = default;
-  virtual void encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const = 0;
-};
 
 struct BpeOptions {
   bool ignore_merges = false;  // a word that is a piece is that piece
@@ -53,13 +23,13 @@ struct BpeOptions {
   std::string continuing_prefix, word_suffix;
 };
 
-class Bpe final : public BpeModel {
+class Bpe final : public WordModel {
  public:
   // Borrows the vocabulary, which must outlive it. Merges are pairs of pieces, the first has the lowest rank.
   Bpe(const Vocabulary& vocabulary, BpeOptions options, size_t merges, const std::string& where);
   void add_merge(std::string_view left, std::string_view right);  // rank = calls before this one
 
-  void encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const override;
+  void encode(std::string_view word, WordScratch& scratch, std::vector<int32_t>& out) const override;
 
  private:
   struct Merge {
@@ -70,9 +40,9 @@ class Bpe final : public BpeModel {
   static constexpr uint64_t empty = UINT64_MAX;
   static constexpr uint32_t no_rank = UINT32_MAX;
   const Merge* find(int32_t left, int32_t right) const;
-  void split(std::string_view word, BpeScratch& scratch) const;
-  void merge_short(BpeScratch& scratch) const;
-  void merge_long(BpeScratch& scratch) const;
+  void split(std::string_view word, WordScratch& scratch) const;
+  void merge_short(WordScratch& scratch) const;
+  void merge_long(WordScratch& scratch) const;
 
   const Vocabulary& vocabulary_;
   BpeOptions options_;
@@ -86,10 +56,10 @@ class Bpe final : public BpeModel {
   std::array<int32_t, 256> byte_ids_;  // <0x00> ... <0xFF>; -1 = not a piece
 };
 
-class ScoredBpe final : public BpeModel {
+class ScoredBpe final : public WordModel {
  public:
   ScoredBpe(const Vocabulary& vocabulary, std::vector<float> scores, std::optional<int32_t> unknown);  // scores by id
-  void encode(std::string_view word, BpeScratch& scratch, std::vector<int32_t>& out) const override;
+  void encode(std::string_view word, WordScratch& scratch, std::vector<int32_t>& out) const override;
 
  private:
   const Vocabulary& vocabulary_;

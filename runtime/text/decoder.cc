@@ -361,6 +361,8 @@ std::string Decoder::bytes(std::string_view piece) const {
 
 void add_byte_level_decoder(Decoder& decoder) { decoder.steps.push_back(std::make_unique<ByteLevelStep>()); }
 
+void add_metaspace_decoder(Decoder& decoder, bool drop_first_space) { decoder.steps.push_back(std::make_unique<MetaspaceStep>("\xE2\x96\x81", drop_first_space)); }
+
 void add_sentence_piece_decoder(Decoder& decoder, bool strip_first_space) {
   decoder.steps.push_back(std::make_unique<ReplaceStep>("\xE2\x96\x81", " "));
   decoder.steps.push_back(std::make_unique<ByteFallbackStep>());

@@ -48,6 +48,7 @@ class Decoder {
 
 void add_decoder(const JsonField& field, Decoder& decoder);  // refuses an unknown type by name
 void add_byte_level_decoder(Decoder& decoder);
+void add_metaspace_decoder(Decoder& decoder, bool drop_first_space);     // U+2581 is a space
 void add_sentence_piece_decoder(Decoder& decoder, bool strip_first_space);  // U+2581 is a space, <0x0A> a byte
 
 }  // namespace tandem

@@ -13,9 +13,9 @@
 namespace tandem::jinja {
 
 struct Limits {
-  int64_t steps = 20'000'000;        // nodes evaluated, items visited
-  int64_t bytes = int64_t{1} << 30;  // of all strings and lists ever made
-  size_t output = size_t{64} << 20;
+  int64_t steps = 1'000'000;        // nodes evaluated, items visited
+  int64_t bytes = int64_t{64} << 20;  // of all strings and lists ever made
+  size_t output = size_t{16} << 20;
   int depth = 600;  // of statements, expressions and macro calls inside of each other
 };
 

@@ -239,7 +239,7 @@ Value join(Evaluator& evaluator, const Value& value, Call& call) {
     if (!first) out += between;
     first = false;
     out += text_of(path.is_none() ? item : dig(evaluator, item, path));
-    if (out.size() > (size_t{64} << 20)) evaluator.spend_bytes(out.size());
+    if (out.size() > (size_t{16} << 20)) evaluator.spend_bytes(out.size());
   }
   return evaluator.text(std::move(out));
 }

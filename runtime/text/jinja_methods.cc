@@ -203,7 +203,7 @@ Body string_method(const std::string& name) {
         if (!first) out += s.as_string();
         first = false;
         out += string_argument(item, "an item of join");
-        if (out.size() > (size_t{64} << 20)) e.spend_bytes(out.size());
+        if (out.size() > (size_t{16} << 20)) e.spend_bytes(out.size());
       }
       return e.text(std::move(out));
     };

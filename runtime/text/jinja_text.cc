@@ -205,7 +205,7 @@ std::vector<std::string> split_lines(std::string_view text, bool keep_ends) {
 std::string replace_text(Evaluator& evaluator, std::string_view text, std::string_view from, std::string_view to, int64_t limit) {
   std::string out;
   auto add = [&](std::string_view part) {
-    if (out.size() + part.size() > (size_t{64} << 20)) evaluator.spend_bytes(out.size() + part.size());
+    if (out.size() + part.size() > (size_t{16} << 20)) evaluator.spend_bytes(out.size() + part.size());
     out += part;
   };
   size_t at = 0;
@@ -234,7 +234,7 @@ std::string pad_text(Evaluator& evaluator, std::string_view text, int64_t width,
   const auto size = static_cast<int64_t>(count_utf8(text));
   if (width <= size) return std::string(text);
   const int64_t space = width - size;
-  if (space > (int64_t{64} << 20)) evaluator.spend_bytes(static_cast<size_t>(space));
+  if (space > (int64_t{16} << 20)) evaluator.spend_bytes(static_cast<size_t>(space));
   int64_t before = side < 0 ? 0 : side > 0 ? space : space / 2 + (space & width & 1);
   std::string out;
   for (int64_t i = 0; i < before; ++i) out += fill;
@@ -313,7 +313,7 @@ std::string format_percent(Evaluator& evaluator, std::string_view format, Call& 
     } else {
       template_error(std::string("unsupported format character '") + kind + "'");
     }
-    if (out.size() > (size_t{64} << 20)) evaluator.spend_bytes(out.size());
+    if (out.size() > (size_t{16} << 20)) evaluator.spend_bytes(out.size());
   }
   if (!by_name && next < call.positional.size() && !(call.positional.size() == 1 && call.positional[0].is_dict())) {
     template_error("not all arguments converted during string formatting");
@@ -464,7 +464,7 @@ std::string format_braces(Evaluator& evaluator, std::string_view format, Call& c
       }
     }
     out += format_spec(evaluator, repr ? Value::string(value.repr()) : value, spec);
-    if (out.size() > (size_t{64} << 20)) evaluator.spend_bytes(out.size());
+    if (out.size() > (size_t{16} << 20)) evaluator.spend_bytes(out.size());
   }
   return out;
 }

@@ -238,7 +238,7 @@ void Value::append_repr(std::string& out, bool top) const {
   } else {
     out += "<function " + as_callable().name() + ">";
   }
-  if (out.size() > (size_t{64} << 20)) template_error("a value has more than 64 MiB as text (less)");
+  if (out.size() > (size_t{16} << 20)) template_error("a value has more than 16 MiB as text (less)");
 }
 
 std::string Value::str() const {
@@ -436,7 +436,7 @@ class JsonWriter {
     } else {
       template_error("Object of type " + value.type_name() + " is not JSON serializable");
     }
-    if (out.size() > (size_t{64} << 20)) template_error("tojson makes more than 64 MiB (less)");
+    if (out.size() > (size_t{16} << 20)) template_error("tojson makes more than 16 MiB (less)");
   }
 
  private:

@@ -2,12 +2,14 @@
 
 #include <unicode/normalizer2.h>
 #include <unicode/stringoptions.h>
+#include <unicode/uniset.h>
 
 #include <algorithm>
 
 #include "kernels/base/error.h"
 #include "runtime/text/byte_level.h"
 #include "runtime/text/char_class.h"
+#include "runtime/text/precompiled.h"
 #include "runtime/text/regex.h"
 #include "runtime/text/utf8.h"
 
@@ -27,19 +29,26 @@ class UnicodeForm final : public Normalizer {
     if (form == "NFKC") form_ = icu::Normalizer2::getNFKCInstance(status);
     if (form == "NFKD") form_ = icu::Normalizer2::getNFKDInstance(status);
     if (U_FAILURE(status) || !form_) fail(Code::internal, "normalizer", "ICU has no data for " + std::string(form));
+    // The reference's tables are of Unicode 12.0: it leaves younger characters alone.
+    known_ = icu::UnicodeSet(u"[:Age=12.0:]", status);
+    if (U_FAILURE(status)) fail(Code::internal, "normalizer", std::string("ICU: ") + u_errorName(status));
+    known_.freeze();
+    filtered_ = std::make_unique<icu::FilteredNormalizer2>(*form_, known_);
   }
   void apply(std::string& text) const override {
     if (is_ascii(text)) return;
     UErrorCode status = U_ZERO_ERROR;
     std::string out;
     icu::StringByteSink<std::string> sink(&out);
-    form_->normalizeUTF8(0, text, sink, nullptr, status);
+    filtered_->normalizeUTF8(0, text, sink, nullptr, status);
     if (U_FAILURE(status)) fail(Code::internal, "normalizer", std::string("ICU: ") + u_errorName(status));
     text = std::move(out);
   }
 
  private:
   const icu::Normalizer2* form_ = nullptr;
+  icu::UnicodeSet known_;
+  std::unique_ptr<icu::FilteredNormalizer2> filtered_;  // borrows the two above
 };
 
 class Lowercase final : public Normalizer {
@@ -143,6 +152,19 @@ class StripAccents final : public Normalizer {
   }
 };
 
+// The cleaning that SentencePiece's nmt_* rules begin with.
+class Nmt final : public Normalizer {
+ public:
+  void apply(std::string& text) const override {
+    map_chars(text, [](std::string& out, char32_t c) {
+      if ((c >= 0x01 && c <= 0x08) || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) return;
+      const bool space = c == 0x09 || c == 0x0A || c == 0x0C || c == 0x0D || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 ||
+                         c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+      append_utf8(out, space ? U' ' : c);
+    });
+  }
+};
+
 class BertNormalizer final : public Normalizer {
  public:
   BertNormalizer(bool clean, bool cjk, bool accents, bool lower)
@@ -201,39 +223,77 @@ std::unique_ptr<Normalizer> make_unicode_normalizer(std::string_view form) { ret
 
 std::unique_ptr<Normalizer> make_prepend_normalizer(std::string prefix) { return std::make_unique<Prepend>(std::move(prefix)); }
 
+std::unique_ptr<Normalizer> make_strip_normalizer(bool left, bool right) { return std::make_unique<Strip>(left, right); }
+
 std::unique_ptr<Normalizer> make_replace_normalizer(std::string_view literal, std::string content) {
   return std::make_unique<Replace>(escape_regex(literal), std::move(content), "normalizer");
+}
+
+std::unique_ptr<Normalizer> make_regex_normalizer(const std::string& regex, std::string content) {
+  return std::make_unique<Replace>(regex, std::move(content), "normalizer");
 }
 
 std::unique_ptr<Normalizer> make_normalizer_sequence(std::vector<std::unique_ptr<Normalizer>> parts) {
   return std::make_unique<Sequence>(std::move(parts));
 }
 
+namespace {
+
+std::unique_ptr<Normalizer> read_replace(const JsonField& field) {
+  const JsonField pattern = field.at("pattern");
+  const std::string regex = pattern.has("Regex") ? pattern.at("Regex").text() : escape_regex(pattern.at("String").text());
+  return std::make_unique<Replace>(regex, field.at("content").text(), field.file());
+}
+
+std::unique_ptr<Normalizer> read_bert(const JsonField& field) {
+  const bool lower = field.flag("lowercase", true);
+  return std::make_unique<BertNormalizer>(field.flag("clean_text", true), field.flag("handle_chinese_chars", true), field.flag("strip_accents", lower), lower);
+}
+
+std::unique_ptr<Normalizer> read_precompiled(const JsonField& field) {
+  const JsonField map = field.at("precompiled_charsmap");
+  return make_precompiled_normalizer(decode_base64(map.text(), map.file() + ": " + map.path()), field.file());
+}
+
+std::unique_ptr<Normalizer> read_sequence(const JsonField& field) {
+  std::vector<std::unique_ptr<Normalizer>> parts;
+  for (const JsonField& part : field.at("normalizers").elements()) parts.push_back(make_normalizer(part));
+  return std::make_unique<Sequence>(std::move(parts));
+}
+
+std::unique_ptr<Normalizer> read_form(const JsonField& field) { return make_unicode_normalizer(field.at("type").text()); }
+
+struct Row {
+  std::string_view type;
+  std::unique_ptr<Normalizer> (*read)(const JsonField& field);
+};
+constexpr Row kRows[] = {
+    {"NFC", read_form},
+    {"NFD", read_form},
+    {"NFKC", read_form},
+    {"NFKD", read_form},
+    {"Lowercase", [](const JsonField&) -> std::unique_ptr<Normalizer> { return std::make_unique<Lowercase>(); }},
+    {"Prepend", [](const JsonField& field) { return make_prepend_normalizer(field.at("prepend").text()); }},
+    {"Replace", read_replace},
+    {"Strip", [](const JsonField& field) { return make_strip_normalizer(field.flag("strip_left", true), field.flag("strip_right", true)); }},
+    {"StripAccents", [](const JsonField&) -> std::unique_ptr<Normalizer> { return std::make_unique<StripAccents>(); }},
+    {"Nmt", [](const JsonField&) -> std::unique_ptr<Normalizer> { return std::make_unique<Nmt>(); }},
+    {"Precompiled", read_precompiled},
+    {"ByteLevel", [](const JsonField&) -> std::unique_ptr<Normalizer> { return std::make_unique<ByteLevelNormalizer>(); }},
+    {"BertNormalizer", read_bert},
+    {"Sequence", read_sequence},
+};
+
+}  // namespace
+
 std::unique_ptr<Normalizer> make_normalizer(const JsonField& field) {
   const std::string type = field.at("type").text();
-  if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") return make_unicode_normalizer(type);
-  if (type == "Lowercase") return std::make_unique<Lowercase>();
-  if (type == "Prepend") return std::make_unique<Prepend>(field.at("prepend").text());
-  if (type == "Replace") {
-    const JsonField pattern = field.at("pattern");
-    const std::string regex = pattern.has("Regex") ? pattern.at("Regex").text() : escape_regex(pattern.at("String").text());
-    return std::make_unique<Replace>(regex, field.at("content").text(), field.file());
+  std::string known;
+  for (const Row& row : kRows) {
+    if (row.type == type) return row.read(field);
+    known += (known.empty() ? "" : ", ") + std::string(row.type);
   }
-  if (type == "Strip") return std::make_unique<Strip>(field.flag("strip_left", true), field.flag("strip_right", true));
-  if (type == "StripAccents") return std::make_unique<StripAccents>();
-  if (type == "ByteLevel") return std::make_unique<ByteLevelNormalizer>();
-  if (type == "BertNormalizer") {
-    const bool lower = field.flag("lowercase", true);
-    return std::make_unique<BertNormalizer>(field.flag("clean_text", true), field.flag("handle_chinese_chars", true),
-                                            field.flag("strip_accents", lower), lower);
-  }
-  if (type == "Sequence") {
-    std::vector<std::unique_ptr<Normalizer>> parts;
-    for (const JsonField& part : field.at("normalizers").elements()) parts.push_back(make_normalizer(part));
-    return std::make_unique<Sequence>(std::move(parts));
-  }
-  field.refuse("is of type " + type +
-               " (NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace, Strip, StripAccents, ByteLevel, BertNormalizer, Sequence)");
+  field.refuse("is of type " + type + " (" + known + ")");
 }
 
 }  // namespace tandem

@@ -19,6 +19,8 @@ std::unique_ptr<Normalizer> make_normalizer(const JsonField& field);         // 
 std::unique_ptr<Normalizer> make_unicode_normalizer(std::string_view form);  // "NFC", "NFD", "NFKC", "NFKD"
 std::unique_ptr<Normalizer> make_prepend_normalizer(std::string prefix);     // before any text that is not empty
 std::unique_ptr<Normalizer> make_replace_normalizer(std::string_view literal, std::string content);
+std::unique_ptr<Normalizer> make_regex_normalizer(const std::string& regex, std::string content);
+std::unique_ptr<Normalizer> make_strip_normalizer(bool left, bool right);  // white space
 std::unique_ptr<Normalizer> make_normalizer_sequence(std::vector<std::unique_ptr<Normalizer>> parts);
 
 }  // namespace tandem

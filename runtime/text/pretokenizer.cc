@@ -204,8 +204,6 @@ class ByteLevel final : public PreTokenizer {
   std::unique_ptr<RegexSplit> split_;
 };
 
-enum class PrependScheme { always, first, never };
-
 class Metaspace final : public PreTokenizer {
  public:
   Metaspace(std::string replacement, PrependScheme scheme, bool split)
@@ -279,7 +277,7 @@ std::string one_char(const JsonField& field) {
   return text;
 }
 
-std::unique_ptr<PreTokenizer> make_metaspace(const JsonField& field) {
+std::unique_ptr<PreTokenizer> read_metaspace(const JsonField& field) {
   const std::string replacement = field.has("replacement") ? one_char(field.at("replacement")) : "\xE2\x96\x81";
   PrependScheme scheme = PrependScheme::always;
   if (field.has("prepend_scheme")) {
@@ -307,6 +305,8 @@ std::unique_ptr<PreTokenizer> make_byte_level(bool add_prefix_space, bool use_re
   return std::make_unique<ByteLevel>(add_prefix_space, use_regex);
 }
 
+std::unique_ptr<PreTokenizer> make_metaspace(PrependScheme scheme, bool split) { return std::make_unique<Metaspace>("\xE2\x96\x81", scheme, split); }
+
 std::unique_ptr<PreTokenizer> make_pre_tokenizer_sequence(std::vector<std::unique_ptr<PreTokenizer>> parts) {
   return std::make_unique<Sequence>(std::move(parts));
 }
@@ -322,7 +322,7 @@ std::unique_ptr<PreTokenizer> make_pre_tokenizer(const JsonField& field) {
   if (type == "Digits") {
     return std::make_unique<CharSplit>(is_numeric, 0, field.flag("individual_digits", false) ? Behavior::isolated : Behavior::contiguous);
   }
-  if (type == "Metaspace") return make_metaspace(field);
+  if (type == "Metaspace") return read_metaspace(field);
   if (type == "Whitespace") return std::make_unique<Whitespace>();
   if (type == "WhitespaceSplit") return std::make_unique<CharSplit>(is_space, 0, Behavior::removed);
   if (type == "Punctuation") {

@@ -36,6 +36,8 @@ std::unique_ptr<PreTokenizer> make_pre_tokenizer(const JsonField& field);  // re
 std::unique_ptr<PreTokenizer> make_regex_split(std::string_view regex,
                                                const std::string& where);  // matches and what lies between are words
 std::unique_ptr<PreTokenizer> make_byte_level(bool add_prefix_space, bool use_regex);
+enum class PrependScheme { always, first, never };  // before a word: of each, of one where the input begins, of none
+std::unique_ptr<PreTokenizer> make_metaspace(PrependScheme scheme, bool split);  // U+2581 for spaces
 std::unique_ptr<PreTokenizer> make_pre_tokenizer_sequence(std::vector<std::unique_ptr<PreTokenizer>> parts);
 
 }  // namespace tandem

@@ -10,8 +10,9 @@ namespace tandem {
 
 struct EncodeScratch {
   Words words;
-  BpeScratch bpe;
-  std::string normalized;
+  WordScratch model;
+  std::string normalized, unguarded;
+  std::string_view guard;
   std::vector<AddedTokens::Piece> pieces, inner;
 };
 
@@ -20,15 +21,19 @@ Tokenizer::~Tokenizer() = default;
 
 // Text that holds no added token any more.
 void Tokenizer::encode_plain(std::string_view text, bool at_start, EncodeScratch& scratch, std::vector<int32_t>& out) const {
+  if (!scratch.guard.empty() && text.find(scratch.guard) != std::string_view::npos) {
+    scratch.unguarded = without(text, scratch.guard);
+    text = scratch.unguarded;
+  }
   if (text.empty()) return;  // normalization can leave nothing
   scratch.words.start(text, at_start);
   if (parts_->pre_tokenizer) parts_->pre_tokenizer->apply(scratch.words);
   for (const Word& word : scratch.words.words) {
-    if (!word.text.empty()) parts_->model->encode(word.text, scratch.bpe, out);
+    if (!word.text.empty()) parts_->model->encode(word.text, scratch.model, out);
   }
 }
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) const {
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special, std::string_view guard) const {
   std::string repaired;
   if (!is_valid_utf8(text)) {
     repaired = replace_invalid_utf8(text);
@@ -39,6 +44,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
   out.reserve(text.size() / 3 + 8);
   if (add_special) out = parts_->post_processor.before;
   EncodeScratch scratch;
+  scratch.guard = guard;
   parts_->added.split(text, false, scratch.pieces);
   for (const auto& piece : scratch.pieces) {
     if (piece.id >= 0) {
@@ -67,6 +73,8 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
   if (add_special) out.insert(out.end(), parts_->post_processor.after.begin(), parts_->post_processor.after.end());
   return out;
 }
+
+std::string Tokenizer::guarded(std::string_view text, std::string_view guard) const { return parts_->added.guarded(text, guard); }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
   DecoderStream stream = decoder_stream();

@@ -1,5 +1,5 @@
-// Text <-> token ids, as the Hugging Face tokenizers library does it for byte-pair models. Built from tokenizer.json (with
-// tokenizer_config.json) or from the vocabulary inside of a GGUF file. Immutable after construction; every method is const and
+// Text <-> token ids, as the Hugging Face tokenizers library does it for byte-pair and unigram models. Built from tokenizer.json or
+// tokenizer.model (with tokenizer_config.json), or from the vocabulary inside of a GGUF file. Immutable after construction; every method is const and
 // thread-safe.
 #pragma once
 #include <cstdint>
@@ -21,6 +21,7 @@ struct GgufVocabulary {
   std::vector<std::string> merges;  // model "gpt2"
   std::vector<float> scores;        // model "llama"
   std::string model, pre;           // "gpt2" | "llama"; "smollm", "llama-bpe", "gpt-2", "qwen2", ...
+  std::string architecture;         // general.architecture: "llama", "phi3", ...
   std::optional<int32_t> bos, eos, unknown, padding;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
 };
@@ -31,12 +32,21 @@ class Tokenizer {
   // eos_token and the other named tokens, added_tokens_decoder, add_bos_token, add_eos_token.
   static std::unique_ptr<Tokenizer> from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                                               const std::string& where);
+  // tokenizer.model, SentencePiece's file; the config as above, and its add_prefix_space and legacy.
+  static std::unique_ptr<Tokenizer> from_sentencepiece(std::string_view tokenizer_model, std::string_view tokenizer_config_json,
+                                                       const std::string& where);
+  // vocab.json (`where`) and merges.txt beside it: GPT-2's byte-level BPE; the config as above, and its add_prefix_space.
+  static std::unique_ptr<Tokenizer> from_vocabulary(std::string_view vocab_json, std::string_view merges_txt,
+                                                    std::string_view tokenizer_config_json, const std::string& where);
   static std::unique_ptr<Tokenizer> from_gguf(GgufVocabulary vocabulary, const std::string& where);
   ~Tokenizer();
 
   // add_special: the tokens that the tokenizer puts around a text (BOS, ...). Special tokens that the text spells out are recognised
   // either way. Bytes that are no UTF-8 are read as U+FFFD. Time grows as n log n.
-  std::vector<int32_t> encode(std::string_view utf8, bool add_special) const;
+  // guard: a text that is dropped wherever it stands, once it has kept added tokens from being found across it.
+  std::vector<int32_t> encode(std::string_view utf8, bool add_special, std::string_view guard = {}) const;
+  // Puts the guard behind the first character of everything that reads like a special token: encoded with it, it stays text.
+  std::string guarded(std::string_view utf8, std::string_view guard) const;
   // As transformers' decode with clean_up_tokenization_spaces=False: ids outside of the vocabulary are left out.
   std::string decode(std::span<const int32_t> ids, bool skip_special) const;
 

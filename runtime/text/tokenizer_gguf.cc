@@ -87,6 +87,12 @@ const PreRow& find_pre(const std::string& name, const std::string& where) {
   bad_input(where, "tokenizer.ggml.pre is " + name + " (" + known + ")");
 }
 
+// GGUF cannot say rstrip. Phi-3's turn tokens swallow the white space behind them; these of its special tokens do not.
+bool swallows_space(const AddedToken& token) {
+  constexpr std::string_view kOthers[] = {"<unk>", "<s>", "<|endoftext|>"};
+  return token.special && std::find(std::begin(kOthers), std::end(kOthers), token.content) == std::end(kOthers);
+}
+
 enum class TokenType : int32_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
 
 }  // namespace
@@ -172,6 +178,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(GgufVocabulary given, const std:
     if (type != TokenType::control && type != TokenType::user_defined && type != TokenType::unknown) continue;
     AddedToken token{given.tokens[i], static_cast<int32_t>(i)};
     token.special = type != TokenType::user_defined;
+    token.rstrip = given.architecture == "phi3" && given.model == "llama" && swallows_space(token);
     parts->added.add(std::move(token));
   }
   parts->added.finish(nullptr);

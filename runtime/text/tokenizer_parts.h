@@ -20,7 +20,7 @@ struct Tokenizer::Parts {
   AddedTokens added;
   std::unique_ptr<Normalizer> normalizer;       // may be null
   std::unique_ptr<PreTokenizer> pre_tokenizer;  // may be null
-  std::unique_ptr<BpeModel> model;
+  std::unique_ptr<WordModel> model;
   PostProcessor post_processor;
   Decoder decoder;
   std::optional<int32_t> bos, eos, unknown, padding;

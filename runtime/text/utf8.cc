@@ -76,6 +76,13 @@ std::string replace_invalid_utf8(std::string_view text) {
   return out;
 }
 
+std::string without(std::string_view text, std::string_view part) {
+  std::string out;
+  size_t from = 0;
+  for (size_t at; (at = text.find(part, from)) != std::string_view::npos; from = at + part.size()) out += text.substr(from, at - from);
+  return out += text.substr(from);
+}
+
 size_t count_utf8(std::string_view text) {
   size_t count = 0;
   for (char c : text) count += (static_cast<uint8_t>(c) & 0xC0) != 0x80;

@@ -19,6 +19,7 @@ DecodedChar decode_utf8(std::string_view text, size_t at);  // at < text.size()
 void append_utf8(std::string& out, char32_t code);          // code <= 0x10FFFF and no surrogate
 bool is_valid_utf8(std::string_view text);
 std::string replace_invalid_utf8(std::string_view text);  // the same text when valid
+std::string without(std::string_view text, std::string_view part);  // every occurrence left out
 size_t count_utf8(std::string_view text);                 // characters of valid text
 
 inline constexpr std::string_view replacement_character = "\xEF\xBF\xBD";

@@ -83,4 +83,14 @@ std::string_view Vocabulary::piece(int32_t id) const {
   return std::string_view(text_).substr(span.begin, span.length);
 }
 
+std::array<int32_t, 256> find_byte_pieces(const Vocabulary& vocabulary) {
+  std::array<int32_t, 256> ids;
+  constexpr char digits[] = "0123456789ABCDEF";
+  for (int b = 0; b < 256; ++b) {
+    const std::string piece = {'<', '0', 'x', digits[b >> 4], digits[b & 15], '>'};
+    ids[static_cast<size_t>(b)] = vocabulary.find(piece).value_or(-1);
+  }
+  return ids;
+}
+
 }  // namespace tandem

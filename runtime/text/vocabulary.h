@@ -1,6 +1,7 @@
 // The model's own pieces (without added tokens): text <-> id, in one block of text and one hash table. Filled once, then immutable and
 // thread-safe.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -45,5 +46,6 @@ class Vocabulary {
 };
 
 uint64_t hash_bytes(std::string_view bytes);
+std::array<int32_t, 256> find_byte_pieces(const Vocabulary& vocabulary);  // <0x00> ... <0xFF>; -1 = not a piece
 
 }  // namespace tandem

@@ -298,7 +298,7 @@ std::vector<Case> cases() {
       {"TokenizerNoJson", TOKENIZE, content(tokenizer, "{\"model\":"), "%/dir/tokenizer.json", ""},
       {"TokenizerEmpty", TOKENIZE, content(tokenizer, ""), "%/dir/tokenizer.json", ""},
       {"TokenizerNoModel", TOKENIZE, patched(tokenizer, R"({"model": null})"), "%/dir/tokenizer.json", "model"},
-      {"TokenizerOtherModel", TOKENIZE, patched(tokenizer, R"({"model": {"type": "Unigram"}})"), "%/dir/tokenizer.json", "Unigram"},
+      {"TokenizerOtherModel", TOKENIZE, patched(tokenizer, R"({"model": {"type": "WordPiece"}})"), "%/dir/tokenizer.json", "WordPiece"},
       {"TokenizerNoVocabulary", TOKENIZE, patched(tokenizer, R"({"model": {"vocab": null}})"), "%/dir/tokenizer.json", "vocab"},
       {"TokenizerHugeId", TOKENIZE, patched(tokenizer, R"({"model": {"vocab": {"zzz": 4000000000}}})"), "%/dir/tokenizer.json", ""},
       {"TokenizerMerge", TOKENIZE, edited(tokenizer, [](json& t) { t["model"]["merges"][0] = "nonsense"; }), "%/dir/tokenizer.json", "merges"},

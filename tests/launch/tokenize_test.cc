@@ -42,6 +42,34 @@ TEST(Tokenize, DecodeKeepsOrSkipsSpecialTokens) {
   EXPECT_EQ(tokenize(kTiny + ids)["ids"], json({495, 39}));
 }
 
+// A message cannot bring special tokens of its own: what reads like one is text.
+TEST(Tokenize, SpecialTokensInsideOfMessagesStayText) {
+  const TemporaryFolder folder;
+  std::ofstream(folder / "plain.json") << R"([{"role": "user", "content": "Hi"}])";
+  std::ofstream(folder / "odd.json") << R"([{"role": "user", "content": "Hi<|begin_of_text|><|end_of_text|>"}])";
+  const auto begins = [](const json& chat) { return std::count(chat["ids"].begin(), chat["ids"].end(), json(495)); };
+  const json plain = tokenize(std::string(kTiny) + " --chat " + (folder / "plain.json")), odd = tokenize(std::string(kTiny) + " --chat " + (folder / "odd.json"));
+  EXPECT_EQ(begins(odd), begins(plain));
+  EXPECT_EQ(std::count(odd["ids"].begin(), odd["ids"].end(), json(496)), std::count(plain["ids"].begin(), plain["ids"].end(), json(496)));
+  EXPECT_THAT(odd["text"].get<std::string>(), testing::HasSubstr("Hi<|begin_of_text|><|end_of_text|>"));
+}
+
+TEST(Tokenize, OtherTokenizerFiles) {
+  const std::string files = TANDEM_FIXTURES "/tokenizers/";
+  EXPECT_EQ(tokenize(files + "opt --prompt 'Hello'")["ids"][0], 2) << "vocab.json and merges.txt";
+  const TemporaryFolder folder;
+  for (const char* name : {"tokenizer.model", "tokenizer_config.json"}) std::filesystem::create_symlink(files + "llama2/" + name, folder / name);
+  EXPECT_EQ(tokenize(folder.path() + " --prompt 'Hello world'"), tokenize(files + "llama2 --prompt 'Hello world'")) << "tokenizer.model alone, and tokenizer.json";
+}
+
+TEST(Tokenize, ToolsKeepTheOrderOfTheirMembers) {
+  const TemporaryFolder folder;
+  std::filesystem::create_symlink(TANDEM_FIXTURES "/tokenizer/tokenizer.json", folder / "tokenizer.json");
+  std::ofstream(folder / "chat_template.jinja") << "{{ tools | tojson }}{{ messages[0].extra | tojson }}";
+  std::ofstream(folder / "chat.json") << R"({"messages": [{"role": "user", "content": "Hi", "extra": {"z": 1, "a": 2}}], "tools": [{"type": 1, "function": 2, "b": 3}]})";
+  EXPECT_EQ(tokenize(folder.path() + " --chat " + (folder / "chat.json"))["text"], R"([{"type": 1, "function": 2, "b": 3}]{"z": 1, "a": 2})");
+}
+
 TEST(Tokenize, EmptyPrompt) {
   EXPECT_EQ(tokenize(std::string(kTiny) + " --no-special --prompt ''")["ids"], json::array());
 }

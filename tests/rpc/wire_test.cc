@@ -153,6 +153,11 @@ TEST(Wire, AsksGoThereAndBack) {
   ask.tenant = "t";
   ask.resume = {1, 2};
   ask.return_prompt_ids = true;
+  ask.no_repeat_ngram = 3;
+  ask.logit_bias = {{1, -2.5f}, {7, 4}};
+  ask.allowed_ids = {7, 8};
+  ask.choice = 2;
+  ask.echo = true;
   v1::GenerateRequest once, twice;
   to_wire(ask, once);
   const Ask back = from_wire(once);
@@ -161,6 +166,12 @@ TEST(Wire, AsksGoThereAndBack) {
   EXPECT_EQ(back.logprobs, 0);
   EXPECT_EQ(back.stream, false);
   EXPECT_EQ(back.seed, UINT64_MAX);
+  EXPECT_EQ(back.no_repeat_ngram, 3);
+  ASSERT_EQ(back.logit_bias.size(), 2u);
+  EXPECT_EQ(back.logit_bias[0].value, -2.5f);
+  EXPECT_EQ(back.allowed_ids, ask.allowed_ids);
+  EXPECT_EQ(back.choice, 2u);
+  EXPECT_TRUE(back.echo);
   const auto messages = nlohmann::json::parse(std::get<ChatInput>(back.input).messages_json);
   EXPECT_EQ(messages[0]["name"], "x");
   EXPECT_TRUE(messages[1]["content"].is_null());

@@ -170,7 +170,8 @@ InputLayout input_layout(int64_t rows, int64_t sequences, int64_t heads, int64_t
 }
 
 uint64_t sample_input_bytes(const Bucket& bucket, int64_t vocab) {
-  return 65536 + static_cast<uint64_t>(bucket.sequences) * 512 + sizeof(TokenCount) * static_cast<uint64_t>(std::min<int64_t>(bucket.context, vocab));
+  const auto seen = static_cast<uint64_t>(std::min<int64_t>(bucket.context, vocab));  // ids that are counted, and that may be forbidden
+  return 65536 + static_cast<uint64_t>(bucket.sequences) * 512 + (sizeof(TokenCount) + sizeof(int32_t)) * seen + static_cast<uint64_t>(vocab) / 8;
 }
 
 int64_t most_page_entries(const Bucket& bucket) {

@@ -455,6 +455,7 @@ GgufText read_gguf_text(const Storage& file, const GgufHeader& header) {
   matches(out.scores.size(), "tokenizer.ggml.scores");
   out.model = text(file, header, "tokenizer.ggml.model").value_or("");
   out.pre = text(file, header, "tokenizer.ggml.pre").value_or("");
+  out.architecture = text(file, header, "general.architecture").value_or("");
   out.chat_template = text(file, header, "tokenizer.chat_template").value_or("");
   const auto id = [&](std::string_view key) -> std::optional<int32_t> {
     const auto value = scalar<int64_t>(header, key, file.name(), "an integer");

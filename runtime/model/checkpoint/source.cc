@@ -126,6 +126,11 @@ TextFiles read_text_files(const std::string& path) {
   switch (kind_of(path)) {
     case Kind::directory:
       out.tokenizer_json = read_text_if_there(path + "/tokenizer.json");
+      if (out.tokenizer_json.empty()) {
+        out.tokenizer_model = read_text_if_there(path + "/tokenizer.model");
+        out.vocab_json = read_text_if_there(path + "/vocab.json");
+        out.merges_txt = read_text_if_there(path + "/merges.txt");
+      }
       out.tokenizer_config_json = read_text_if_there(path + "/tokenizer_config.json");
       out.chat_template_jinja = read_text_if_there(path + "/chat_template.jinja");
       break;

@@ -40,6 +40,7 @@ struct GgufText {
   std::vector<int32_t> types;               // of each token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; or empty
   std::vector<float> scores;                // of each token, or empty
   std::string model, pre, chat_template;    // "gpt2" | "llama" | ..., "smollm" | ..., Jinja
+  std::string architecture;                 // general.architecture
   std::optional<int32_t> bos, eos, eot, unknown, padding;
   std::optional<bool> add_bos, add_eos, add_space_prefix;
 };
@@ -48,6 +49,7 @@ struct GgufText {
 // tokenizer.
 struct TextFiles {
   std::string tokenizer_json, tokenizer_config_json, chat_template_jinja;  // Hugging Face; empty when absent
+  std::string tokenizer_model, vocab_json, merges_txt;  // SentencePiece's file, or GPT-2's two, where there is no tokenizer.json
   std::optional<GgufText> gguf;                                            // of a GGUF file
 };
 

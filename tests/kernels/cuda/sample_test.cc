@@ -20,6 +20,7 @@ struct Row {
   int32_t head = 0, position = 0;
   std::vector<TokenCount> counts;
   std::vector<int32_t> forbidden;
+  std::vector<uint32_t> allowed;
 };
 
 struct Batch {
@@ -33,7 +34,7 @@ std::vector<Sampled> on_cpu(const Batch& batch) {
   std::vector<Sampled> all;
   for (const Row& row : batch.rows) {
     SampleRow r;
-    r.position = row.position, r.sampling = &row.sampling, r.counts = row.counts, r.forbidden = row.forbidden;
+    r.position = row.position, r.sampling = &row.sampling, r.counts = row.counts, r.forbidden = row.forbidden, r.allowed = row.allowed;
     try {
       all.push_back(cpu::sample_row(batch.logits.data() + row.head * batch.vocab, batch.vocab, r, scratch.data()));
     } catch (const Error&) {
@@ -50,6 +51,7 @@ std::vector<Sampled> on_device(const Batch& batch, bool plain, int32_t count = -
   std::vector<SampleRowOnDevice> rows;
   std::vector<TokenCount> counts(1);
   std::vector<int32_t> forbidden(1);
+  std::vector<uint32_t> allowed(1);
   for (const Row& row : batch.rows) {
     SampleRowOnDevice r;
     r.head = row.head, r.position = row.position, r.slot = most - 1 - static_cast<int32_t>(rows.size()), r.sampling = row.sampling;
@@ -57,6 +59,9 @@ std::vector<Sampled> on_device(const Batch& batch, bool plain, int32_t count = -
     counts.insert(counts.end(), row.counts.begin(), row.counts.end());
     forbidden.insert(forbidden.end(), row.forbidden.begin(), row.forbidden.end());
     r.counts_end = static_cast<int32_t>(counts.size()), r.forbidden_end = static_cast<int32_t>(forbidden.size());
+    r.allowed_begin = static_cast<int32_t>(allowed.size());
+    allowed.insert(allowed.end(), row.allowed.begin(), row.allowed.end());
+    r.allowed_end = static_cast<int32_t>(allowed.size());
     rows.push_back(r);
   }
   const DeviceInfo info = device_info();
@@ -64,13 +69,14 @@ std::vector<Sampled> on_device(const Batch& batch, bool plain, int32_t count = -
   DeviceArray<SampleRowOnDevice> device_rows(rows);
   DeviceArray<TokenCount> device_counts(counts);
   DeviceArray<int32_t> device_forbidden(forbidden), device_count(std::vector<int32_t>{count}), last_ids(std::vector<int32_t>(most, -7));
+  DeviceArray<uint32_t> device_allowed(allowed);
   DeviceArray<Sampled> out(static_cast<size_t>(most));
   DeviceArray<std::byte> scratch(sample_scratch_bytes(most, batch.vocab));
   const SampleScratch layout = sample_scratch(most, batch.vocab);  // values stay poisoned
   check(cudaMemset(scratch.data() + layout.rows, 0, layout.bytes - layout.rows), "counters");
   SampleCall call;
   call.count = device_count.data(), call.most_rows = most, call.rows = device_rows.data(), call.counts = device_counts.data();
-  call.forbidden = device_forbidden.data(), call.logits = logits.data(), call.vocab = batch.vocab, call.plain = plain;
+  call.forbidden = device_forbidden.data(), call.allowed = device_allowed.data(), call.logits = logits.data(), call.vocab = batch.vocab, call.plain = plain;
   call.last_ids = last_ids.data(), call.out = out.data(), call.scratch = scratch.data();
   sample({nullptr, &info, dependent}, call);
   const std::vector<Sampled> first = out.host();
@@ -161,6 +167,7 @@ Batch random_batch(int64_t vocab, int rows, uint64_t seed, bool plain) {
     row.position = static_cast<int32_t>(below(100000));
     Sampling& s = row.sampling;
     s.seed = random();
+    s.choice = static_cast<uint32_t>(chance(70) ? 0 : below(5));
     s.logprobs = chance(40) ? -1 : static_cast<int32_t>(plain ? 0 : below(23));
     if (!plain) {
       if (!chance(15)) s.temperature = chance(30) ? 1.0f : real(0.05f, 2.5f);
@@ -176,6 +183,14 @@ Batch random_batch(int64_t vocab, int rows, uint64_t seed, bool plain) {
         row.counts.push_back({static_cast<int32_t>(k * step + offset), static_cast<int32_t>(below(3)), static_cast<int32_t>(below(4))});
       }
       if (chance(10)) row.counts.push_back({static_cast<int32_t>(vocab + 3), 1, 1}), row.counts.push_back({-1, 1, 1});
+      for (TokenCount& count : row.counts) {
+        if (chance(20)) count.bias = real(-8, 8);
+      }
+      if (chance(20)) {
+        row.allowed.resize(static_cast<size_t>(1 + below((vocab + 31) / 32)));
+        const int64_t density = below(4);
+        for (uint32_t& word : row.allowed) word = density == 0 ? ~uint32_t{0} : static_cast<uint32_t>(density == 1 ? random() & random() & random() : random());
+      }
       if (chance(30)) {
         for (int64_t k = below(20); k > 0; --k) row.forbidden.push_back(static_cast<int32_t>(below(vocab + 2)) - 1);
       }
@@ -243,7 +258,7 @@ TEST(CudaSample, CallsShareTheScratch) {
     const auto most = static_cast<int32_t>(batch.rows.size());
     std::vector<SampleRowOnDevice> rows;
     for (const Row& row : batch.rows) {
-      rows.push_back({row.head, row.position, static_cast<int32_t>(rows.size()), 0, 0, 0, 0, row.sampling});
+      rows.push_back({row.head, row.position, static_cast<int32_t>(rows.size()), 0, 0, 0, 0, 0, 0, row.sampling});
     }
     Batch bare = batch;
     for (Row& row : bare.rows) row.counts.clear(), row.forbidden.clear();

@@ -13,9 +13,12 @@ namespace {
 Step full_step() {
   Step s{.number = 7, .epoch = 3, .group = 2, .ids_from = 5, .releases = {1, 4}};
   Admission a{.slot = 4, .serial = 9, .cached = 64, .prompt_tokens = 66, .min_tokens = 3};
-  a.sampling = {0.7f, 40, 0.9f, 0.05f, 0.95f, 1.1f, 0.2f, 0.3f, 0xfedcba9876543210, 5};
+  a.sampling = {0.7f, 40, 0.9f, 0.05f, 0.95f, 1.1f, 0.2f, 0.3f, 3, 2, 0xfedcba9876543210, 5};
   a.ids = {5, 6, 7};
   a.stop_ids = {2};
+  a.bias_ids = {7, 9};
+  a.biases = {-1.5f, 3};
+  a.allowed_ids = {7, 9, 11};
   s.admissions = {a, {.slot = 1, .serial = 10, .ids = {1}}};
   s.grants = {{4, 0, {11, 12}}, {1, 1, {}}};
   s.copies = {{0, 3, 4}};
@@ -42,6 +45,11 @@ void expect_equal(const Step& a, const Step& b) {
     EXPECT_EQ(x.min_tokens, y.min_tokens);
     EXPECT_EQ(x.ids, y.ids);
     EXPECT_EQ(x.stop_ids, y.stop_ids);
+    EXPECT_EQ(x.bias_ids, y.bias_ids);
+    EXPECT_EQ(x.biases, y.biases);
+    EXPECT_EQ(x.allowed_ids, y.allowed_ids);
+    EXPECT_EQ(x.sampling.no_repeat_ngram, y.sampling.no_repeat_ngram);
+    EXPECT_EQ(x.sampling.choice, y.sampling.choice);
     EXPECT_EQ(x.sampling.temperature, y.sampling.temperature);
     EXPECT_EQ(x.sampling.top_k, y.sampling.top_k);
     EXPECT_EQ(x.sampling.top_p, y.sampling.top_p);

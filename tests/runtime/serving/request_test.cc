@@ -26,7 +26,7 @@ TEST(Request, ValidOnesPass) {
   EXPECT_NO_THROW(validate(good(), options()));
   Request r = good();
   r.prompt.assign(63, 5);
-  r.sampling = {2.0f, 50, 0.9f, 0.1f, 0.9f, 1.2f, 1, 1, ~uint64_t{0}, kMaxLogprobs};
+  r.sampling = {2.0f, 50, 0.9f, 0.1f, 0.9f, 1.2f, 1, 1, 4, 0, ~uint64_t{0}, kMaxLogprobs};
   r.stopping = {.max_tokens = std::numeric_limits<int32_t>::max(), .min_tokens = 5, .stop_ids = {0, 99}};
   EXPECT_NO_THROW(validate(r, options()));
   r = good();
@@ -62,6 +62,17 @@ TEST(Request, EveryBadFieldIsNamed) {
       {"frequency_penalty", [](Request& r) { r.sampling.frequency_penalty = -1e9f; }},
       {"logprobs", [](Request& r) { r.sampling.logprobs = kMaxLogprobs + 1; }},
       {"logprobs", [](Request& r) { r.sampling.logprobs = -2; }},
+      {"no_repeat_ngram_size", [](Request& r) { r.sampling.no_repeat_ngram = -1; }},
+      {"logit_bias", [](Request& r) { r.logit_bias = {{100, 1}}; }},
+      {"logit_bias", [=](Request& r) { r.logit_bias = {{1, nan}}; }},
+      {"logit_bias", [=](Request& r) { r.logit_bias = {{1, infinity}}; }},
+      {"logit_bias", [](Request& r) { r.logit_bias.assign(kMostBiases + 1, {1, 0}); }},
+      {"allowed_token_ids", [](Request& r) { r.allowed_ids = {-1}; }},
+      {"allowed_token_ids",
+       [](Request& r) {
+         r.allowed_ids = {5, 6};
+         r.stopping = {.min_tokens = 2, .stop_ids = {5, 6, 7}};
+       }},
       {"max_tokens", [](Request& r) { r.stopping.max_tokens = -5; }},
       {"min_tokens", [](Request& r) { r.stopping.min_tokens = -5; }},
       {"min_tokens", [](Request& r) { r.stopping = {.max_tokens = 3, .min_tokens = 4}; }},

@@ -50,6 +50,14 @@ TEST(Normalizer, ChangesAsTheReferenceDoes) {
   EXPECT_GT(seen, 250);
 }
 
+// The reference's Unicode tables are older than ICU's: U+32FF and U+A7F4, of Unicode 12.1 and 14, stay; U+33FF and U+FB01 do not.
+TEST(Normalizer, LeavesYoungerCharactersAlone) {
+  const auto normalizer = make_unicode_normalizer("NFKC");
+  std::string text = "\xE3\x8B\xBF\xEA\x9F\xB4\xE3\x8F\xBF\xEF\xAC\x81";
+  normalizer->apply(text);
+  EXPECT_EQ(text, "\xE3\x8B\xBF\xEA\x9F\xB4gal" "fi");
+}
+
 TEST(Decoder, JoinsAsTheReferenceDoes) {
   int seen = 0;
   for (const auto& row : components()) {

@@ -34,7 +34,7 @@ TEST(MalformedTokenizer, IsRefusedByName) {
       {"[]", "top level"},
       {"{}", "model"},
       {R"({"model":5})", "model"},
-      {R"({"model":{"type":"Unigram","vocab":[]}})", "Unigram"},
+      {R"({"model":{"type":"Unigram","vocab":[]}})", "vocab list"},
       {R"({"model":{"type":"WordPiece","vocab":{}}})", "WordPiece"},
       {R"({"model":{"type":"BPE","merges":[]}})", "vocab"},
       {R"({"model":{"type":"BPE","vocab":{}}})", "merges"},
@@ -66,7 +66,9 @@ TEST(MalformedTokenizer, IsRefusedByName) {
       {with(R"("pre_tokenizer":{"type":"Metaspace","replacement":"ab"})"), "one character"},
       {with(R"("pre_tokenizer":{"type":"FixedLength","length":0})"), "length"},
       {with(R"("pre_tokenizer":{"type":"Sequence","pretokenizers":{}})"), "pretokenizers"},
-      {with(R"("normalizer":{"type":"Precompiled"})"), "Precompiled"},
+      {with(R"("normalizer":{"type":"Precompiled"})"), "precompiled_charsmap"},
+      {with(R"("normalizer":{"type":"Precompiled","precompiled_charsmap":"AAAAAA=="})"), "cut short"},
+      {with(R"("normalizer":{"type":"Precompiled","precompiled_charsmap":"A?"})"), "base64"},
       {with(R"("normalizer":[])"), "normalizer"},
       {with(R"("decoder":{"type":"CTC"})"), "CTC"},
       {with(R"("decoder":{"type":"Replace","pattern":{"String":""},"content":""})"), "empty"},
@@ -99,7 +101,7 @@ TEST(MalformedTokenizer, IsRefusedByName) {
 TEST(MalformedTokenizer, ConfigIsRefusedByName) {
   const std::pair<std::string, std::string> rows[] = {
       {"{", "not JSON"},
-      {"5", "top level"},
+      {"5", "not an object"},
       {R"({"bos_token":5})", "bos_token"},
       {R"({"bos_token":{}})", "content"},
       {R"({"added_tokens_decoder":[]})", "added_tokens_decoder"},

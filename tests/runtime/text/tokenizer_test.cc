@@ -112,6 +112,30 @@ TEST(Tokenizer, ManyThreadsShareOne) {
   for (auto& thread : threads) thread.join();
 }
 
+TEST(Tokenizer, Phi3TurnTokensFromGgufSwallowSpaces) {
+  GgufVocabulary vocabulary{.tokens = {"<unk>", "<s>", "</s>", "\xE2\x96\x81", "a", "<|user|>", "<|endoftext|>"}, .types = {2, 3, 3, 1, 1, 3, 3}, .scores = {0, 0, 0, -1, -2, 0, 0}, .model = "llama", .bos = 1, .add_bos = false, .add_space_prefix = false};
+  for (const std::string architecture : {"phi3", "llama"}) {
+    vocabulary.architecture = architecture;
+    const auto tokenizer = Tokenizer::from_gguf(vocabulary, "x.gguf");
+    EXPECT_EQ(tokenizer->encode("<|user|> a", false), architecture == "phi3" ? (std::vector<int32_t>{5, 4}) : (std::vector<int32_t>{5, 3, 4}));
+    EXPECT_EQ(tokenizer->encode("<|endoftext|> a", false), (std::vector<int32_t>{6, 3, 4}));
+  }
+}
+
+TEST(Tokenizer, GuardedTextIsNoSpecialToken) {
+  const std::string guard = "\xEF\xB7\x90";
+  const auto tokenizer = tiny_tokenizer();
+  const std::string special = tokenizer->piece(*tokenizer->bos());
+  const std::string text = "a" + special + "b<" + special + special.substr(1) + " <tool>";
+  const std::string guarded = tokenizer->guarded(text, guard);
+  const auto ids = tokenizer->encode(special + guarded, false, guard);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), *tokenizer->bos()), 1) << "the template's own one";
+  EXPECT_EQ(ids[0], *tokenizer->bos());
+  EXPECT_EQ(tokenizer->decode(ids, false), special + text) << "and nothing is lost";
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), *tokenizer->find("<tool>")), 1) << "which is not special";
+  EXPECT_EQ(tokenizer->guarded("nothing here", guard), "nothing here");
+}
+
 TEST(Tokenizer, TakesLinearTime) {
   for (const auto& tokenizer : {tiny_tokenizer(), smollm2_tokenizer()}) {
     if (!tokenizer) continue;
