@@ -74,6 +74,7 @@ class ControlGroup final : public WorkerGroup {
     ControlOptions options;
     options.listen = settings.listen;
     options.lease_seconds = settings.lease_seconds * kSlowFactor;
+    options.straggle_seconds = settings.straggle_seconds * kSlowFactor;
     return options;
   }
 

@@ -26,6 +26,7 @@ struct ControlGroupSettings {
   int ranks = 1;
   std::string listen = "127.0.0.1:0";  // host 0.0.0.0: workers get all addresses of this host, and take one that answers
   double lease_seconds = 1;
+  double straggle_seconds = 10;  // from the first rank that joins to the last
 };
 
 std::unique_ptr<WorkerGroup> make_control_group(ControlGroupSettings settings, std::unique_ptr<Launcher> launcher);

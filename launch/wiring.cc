@@ -20,6 +20,9 @@ namespace tandem {
 
 namespace {
 
+// The ranks of a job have answered one another when they are told to join, so one that does not within seconds was stopped meanwhile.
+constexpr double kJobStraggle = 2, kJobStraggleRank = 0.1;
+
 int hosts_in(const std::string& hosts) { return 1 + static_cast<int>(std::count(hosts.begin(), hosts.end(), ',')); }
 
 }  // namespace
@@ -85,6 +88,7 @@ std::unique_ptr<Deployment> Deployment::start(const DeployOptions& options, This
     settings.lease_seconds = options.lease_seconds;
     std::unique_ptr<Launcher> launcher;
     if (in_job) {
+      settings.straggle_seconds = kJobStraggle + kJobStraggleRank * ranks;
       launcher = make_job_launcher(std::move(job));
     } else {
       launcher = make_mpirun_launcher({options.hosts, options.log_level, options.log_level == "debug"});
