@@ -139,7 +139,11 @@ void CudaExecutable::resolve() {
     } else if (const auto* r = std::get_if<Enter>(&records[i])) {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
       const bool takes = i + 1 < records.size() && takes_norm(records[i + 1]);
-      b.left_to_next = takes && r->norm.kind == NormKind::rms && b.norm_bias == nullptr && !r->replaces;
+      const bool rms = r->norm.kind == NormKind::rms && b.norm_bias == nullptr && !r->replaces;
+      b.left_to_next = takes && rms;
+      const auto* mixture = i + 1 < records.size() ? std::get_if<Moe>(&records[i + 1]) : nullptr;
+      b.left_to_mixture = mixture != nullptr && rms && b.norm != nullptr && enters_mixture(element_, hidden_, mixture->experts) &&
+                          weight(mixture->router.weight, mixture->experts, hidden_).resident->kind == Kind::dense;
     } else if (const auto* r = std::get_if<Normalize>(&records[i])) {
       b.norm = vector(r->norm.weight, hidden_), b.norm_bias = vector(r->norm.bias, hidden_), b.epsilon = r->norm.epsilon;
       for (const size_t beside : {i - 1, i + 1}) {  // who made the result, and who takes it
@@ -193,7 +197,7 @@ void CudaExecutable::resolve() {
       b.fused_norm = r->norm.kind == NormKind::rms && b.norm_bias == nullptr && b.products[0].weight.resident->kind == Kind::tile4 && r->projection.weight == kNoWeight;
     }
     if (std::holds_alternative<Attend>(records[i])) b.rope = bound_[i - 1].rope;
-    if (i > 0 && bound_[i - 1].left_to_next) {
+    if (i > 0 && (bound_[i - 1].left_to_next || bound_[i - 1].left_to_mixture)) {
       b.fused_norm = true;
       b.norm = bound_[i - 1].norm, b.epsilon = bound_[i - 1].epsilon;
     }

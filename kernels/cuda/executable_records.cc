@@ -112,7 +112,7 @@ void CudaExecutable::run(const Embed& r, const Bound& b, const Pass& pass) {
 
 void CudaExecutable::run(const Enter& r, const Bound& b, const Pass& pass) {
   finish_pending(pass, r.pending, b.stays_pending, pass.rows);
-  if (b.left_to_next && pass.rows <= kFewRows) return;
+  if ((b.left_to_next && pass.rows <= kFewRows) || (b.left_to_mixture && pass.rows == 1)) return;
   EnterCall call;
   call.x = pass.x;
   call.weight = b.norm, call.bias = b.norm_bias;
@@ -235,18 +235,28 @@ void CudaExecutable::run(const Contract& r, const Bound& b, const Pass& pass) {
 void CudaExecutable::run(const Moe& r, const Bound& b, const Pass& pass) {
   const auto local = static_cast<int32_t>(r.gate.size());
   const auto* h = buffer<std::byte>(Buffer::normalized);
-  auto* logits = buffer<float>(Buffer::router_logits);
-  product_of_rows(pass, b.products[0], h, hidden_, pass.rows, logits, r.experts, true, false);
   auto* lists = buffer<std::byte>(Buffer::expert_lists);
   const ExpertListLayout layout = expert_list_layout(bucket_.rows, local, r.top_k);
   MoeCall choice;
-  choice.router_logits = logits;
   choice.rows = pass.rows;
   choice.experts = r.experts, choice.expert_begin = r.expert_begin, choice.local_experts = local, choice.top_k = r.top_k;
   choice.normalize = r.normalize;
   choice.lists = {reinterpret_cast<int32_t*>(lists + layout.begin), reinterpret_cast<int32_t*>(lists + layout.row_of),
                   reinterpret_cast<int32_t*>(lists + layout.pair_of), reinterpret_cast<float*>(lists + layout.weight)};
-  route(pass.how, choice);
+  if (b.fused_norm && pass.rows == 1) {
+    EnterMixtureCall enter;
+    enter.x = pass.x, enter.h = buffer<std::byte>(Buffer::normalized);
+    enter.norm_weight = b.norm, enter.epsilon = b.epsilon;
+    enter.router = b.products[0].weight.data, enter.router_bias = b.products[0].bias;
+    enter.element = element_, enter.hidden = hidden_;
+    enter.choice = choice;
+    enter_mixture(pass.how, enter);
+  } else {
+    auto* logits = buffer<float>(Buffer::router_logits);
+    product_of_rows(pass, b.products[0], h, hidden_, pass.rows, logits, r.experts, true, false);
+    choice.router_logits = logits;
+    route(pass.how, choice);
+  }
 
   ExpertCall call;
   call.gate = {b.gate[0], b.experts[0]}, call.up = {b.up[0], b.experts[1]}, call.down = {b.down[0], b.experts[2]};

@@ -2,10 +2,9 @@
 #include "kernels/cuda/moe.h"
 
 #include <algorithm>
-#include <climits>
 
-#include "kernels/base/cuda/reduce.cuh"
 #include "kernels/base/error.h"
+#include "kernels/cuda/choose.cuh"
 #include "kernels/cuda/dense_linear.h"
 #include "kernels/cuda/tile4.h"
 
@@ -15,54 +14,6 @@ namespace {
 constexpr int kRouteWarps = 16, kOneBlockRows = 64, kRowsOfWarp = kOneBlockRows / kRouteWarps;
 constexpr int kMostChosen = 32, kMostLocal = 2048;
 constexpr int kPlaceThreads = 1024, kJoinThreads = 256;
-
-struct Choice { int expert; float weight; };
-
-// A warp's row: lane k < top_k gets its choice number k, in ascending order of experts. A NaN is never better than a number, and makes all
-// weights NaN.
-__device__ Choice choose(const MoeCall& call, int64_t row) {
-  const int lane = threadIdx.x % 32;
-  const float* const logits = call.router_logits + row * call.experts;
-  float most = -INFINITY;
-  for (int e = lane; e < call.experts; e += 32) most = fmaxf(most, logits[e]);
-  most = warp_max(most);
-  float all = 0;
-  for (int e = lane; e < call.experts; e += 32) all += expf(logits[e] - most);
-  all = warp_sum(all);
-  float value = INFINITY, chosen_value = 0;
-  int expert = -1, chosen = INT_MAX;
-  for (int k = 0; k < call.top_k; ++k) {  // the next after (value, expert) in descending order of values, ascending of experts
-    float best = -INFINITY;
-    int at = INT_MAX;
-    for (int e = lane; e < call.experts; e += 32) {
-      const float v = isnan(logits[e]) ? -INFINITY : logits[e];
-      const bool open = v < value || (v == value && e > expert);
-      if (open && (at == INT_MAX || v > best)) best = v, at = e;
-    }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) {
-      const float other = __shfl_xor_sync(~0u, best, mask);
-      const int other_at = __shfl_xor_sync(~0u, at, mask);
-      if (other > best || (other == best && other_at < at)) best = other, at = other_at;
-    }
-    value = best, expert = at;
-    if (lane == k) chosen_value = value, chosen = expert;
-  }
-  float weight = lane < call.top_k ? expf(chosen_value - most) / all : 0.0f;
-  if (call.normalize) {
-    const float kept = warp_sum(weight);
-    weight = weight / kept;
-  }
-  int rank = 0;
-  for (int k = 0; k < call.top_k; ++k) rank += __shfl_sync(~0u, chosen, k) < chosen;
-  Choice result{INT_MAX, 0};
-  for (int k = 0; k < call.top_k; ++k) {
-    const int to = __shfl_sync(~0u, rank, k), e = __shfl_sync(~0u, chosen, k);
-    const float w = __shfl_sync(~0u, weight, k);
-    if (lane == to) result = {e, w};
-  }
-  return result;
-}
 
 // Up to 64 rows: a bit of an expert's word is a row that takes it.
 __global__ void __launch_bounds__(kRouteWarps * 32) route_few(const __grid_constant__ MoeCall call) {
@@ -78,7 +29,7 @@ __global__ void __launch_bounds__(kRouteWarps * 32) route_few(const __grid_const
   for (int i = 0; i < kRowsOfWarp; ++i) {
     const int row = warp + i * kRouteWarps;
     if (row >= call.rows) break;
-    mine[i] = choose(call, row);
+    mine[i] = choose(call, call.router_logits + row * call.experts);
     mine[i].expert -= call.expert_begin;
     if (lane < call.top_k && mine[i].expert >= 0 && mine[i].expert < local) atomicOr(takers + mine[i].expert, 1ull << row);
   }
@@ -123,7 +74,7 @@ __global__ void __launch_bounds__(kRouteWarps * 32) choose_many(const __grid_con
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRouteWarps + threadIdx.x / 32;
   if (row >= call.rows) return;
   const int lane = threadIdx.x % 32;
-  const Choice mine = choose(call, row);
+  const Choice mine = choose(call, call.router_logits + row * call.experts);
   if (lane >= call.top_k) return;
   const int e = mine.expert - call.expert_begin;
   call.lists.row_of[row * call.top_k + lane] = e >= 0 && e < call.local_experts ? e : -1;

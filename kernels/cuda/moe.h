@@ -25,6 +25,24 @@ struct MoeCall {
 // softmax over all experts, the top_k largest (ties: the lower index), divided by their sum when normalize; then the lists.
 void route(const Launch& how, const MoeCall& call);
 
+// One row's way into a mixture as one kernel: h = RMS norm of x, the router's logits, and route(). `choice`: rows 1, no router_logits.
+struct EnterMixtureCall {
+  const float* x = nullptr;            // float[hidden]
+  const float* norm_weight = nullptr;  // float[hidden]
+  float epsilon = 0;
+  const void* router = nullptr;        // element[experts, dense_stride(hidden)]
+  const float* router_bias = nullptr;  // float[experts] or null
+  void* h = nullptr;                   // element[hidden]
+  Element element = Element::bf16;     // bf16 or f16
+  int64_t hidden = 0;
+  MoeCall choice;
+};
+// A block's registers hold so much of a router.
+constexpr bool enters_mixture(Element element, int64_t hidden, int32_t experts) {
+  return element != Element::f32 && hidden % 4 == 0 && hidden <= 8192 && experts <= 8;
+}
+void enter_mixture(const Launch& how, const EnterMixtureCall& call);
+
 // The local experts' weights, as device arrays of data pointers (all of one resident layout and shape).
 struct ExpertWeights {
   Weight shape;                               // data: unused

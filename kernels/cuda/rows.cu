@@ -27,8 +27,6 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 dim3 grid_over(int64_t width, int64_t rows) { return {static_cast<unsigned>((width + kThreads - 1) / kThreads), static_cast<unsigned>(rows), 1}; }
 
 template <typename T>
-struct alignas(4 * sizeof(T)) Quad { T v[4]; };
-template <typename T>
 struct alignas(16) Sixteen { T v[16 / sizeof(T)]; };  // bytes
 
 // ---- look-up

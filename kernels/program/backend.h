@@ -34,7 +34,8 @@ struct KvShape { int32_t layers = 0; int64_t kv_heads = 0, head_dim = 0; int64_t
 uint64_t page_bytes(const KvShape& shape, int32_t page_tokens, KvType type);  // keys and values of one page, all layers
 
 // Where a weight is used decides its layout.
-enum class Use : uint8_t { product, table, product_and_table, vector };  // vector: norms and biases, always fp32 when resident
+// vector: norms and biases, always fp32 when resident. router: a product whose few results choose experts.
+enum class Use : uint8_t { product, table, product_and_table, vector, router };
 
 struct WeightLayout {
   std::string kernel;              // which kernel will read it, printable

@@ -29,6 +29,7 @@ Use use_of(const Model& model, WeightId id) {
   const WeightRow& row = model.weights[id];
   if (row.role == Role::norm || row.role == Role::bias) return Use::vector;
   const bool tied = model.weights[model.head_weight].tied_to != kNoWeight;
+  if (row.role == Role::router) return Use::router;
   if (row.role == Role::embedding) return tied && id == model.embedding ? Use::product_and_table : Use::table;
   if (row.role == Role::head && tied) return Use::product_and_table;
   return Use::product;

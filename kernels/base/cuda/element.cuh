@@ -20,4 +20,7 @@ __device__ __forceinline__ bf16 from_float<bf16>(float v) { return __float2bfloa
 template <>
 __device__ __forceinline__ f16 from_float<f16>(float v) { return __float2half_rn(v); }
 
+template <typename T>
+struct alignas(4 * sizeof(T)) Quad { T v[4]; };
+
 }  // namespace tandem::cuda

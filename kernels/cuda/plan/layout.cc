@@ -56,6 +56,7 @@ WeightLayout layout(const Format& format, int64_t rows, int64_t cols, Use use, c
     layout.scales_bytes = tiles.bytes - tiles.codes_bytes;
     return layout;
   }
+  // A router is small, and one block reads it whole (enter_mixture): widened, whatever its format.
   // A table that is only looked up keeps its own type; what is multiplied has the activations' type.
   const bool own = format.is_dense() && (use == Use::table || element_of(format.dtype()) == element);
   const Element kept = own ? element_of(format.dtype()) : element;

@@ -136,6 +136,73 @@ TEST(CudaMoe, RefusesMoreChoicesThanAWarpHolds) {
   EXPECT_THROW(route(device.how(), call), Error);
 }
 
+// ---- one row's norm, router and choice in one kernel
+
+void expect_entered(const Device& device, Element element, int64_t hidden, const Mixture& m, bool biased, unsigned seed) {
+  std::mt19937 random(seed);
+  const std::string what = "hidden " + std::to_string(hidden) + " experts " + std::to_string(m.experts) + " seed " + std::to_string(seed);
+  const int64_t stride = dense_stride(hidden);
+  const std::vector<float> x = random_values(hidden, Element::f32, random), norm = random_values(hidden, Element::f32, random);
+  const std::vector<float> router = random_values(m.experts * hidden, element, random), bias = random_values(m.experts, Element::f32, random);
+  DeviceArray<float> x_on(x), norm_on(norm), bias_on(bias);
+  DeviceArray<std::byte> router_on(encoded(router, m.experts, hidden, stride, element, NAN)), h_on(static_cast<size_t>(hidden * size(element)));
+  DeviceLists lists(m);
+  EnterMixtureCall call;
+  call.x = x_on.data(), call.norm_weight = norm_on.data(), call.epsilon = 1e-5f;
+  call.router = router_on.data(), call.router_bias = biased ? bias_on.data() : nullptr;
+  call.h = h_on.data(), call.element = element, call.hidden = hidden;
+  call.choice = route_call(m, nullptr, lists);
+  enter_mixture(device.how(), call);
+
+  double squares = 0;
+  for (const float v : x) squares += double{v} * v;
+  const double scale = 1 / std::sqrt(squares / static_cast<double>(hidden) + 1e-5);
+  const std::vector<float> h = decoded(h_on.host(), hidden, element);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < hidden; ++i) {
+    const auto at = static_cast<size_t>(i);
+    const double value = x[at] * scale * norm[at];
+    wrong += !(std::abs(h[at] - value) <= (unit_of(element) + 1e-6) * std::abs(value) + 1e-7);
+  }
+  EXPECT_EQ(wrong, 0) << what;
+  std::vector<float> logits;  // of the rounded row, which is what the experts read too
+  for (int32_t e = 0; e < m.experts; ++e) {
+    double sum = biased ? bias[static_cast<size_t>(e)] : 0;
+    for (int64_t i = 0; i < hidden; ++i) sum += double{h[static_cast<size_t>(i)]} * router[static_cast<size_t>(e * hidden + i)];
+    logits.push_back(static_cast<float>(sum));
+  }
+  const Lists expected = reference(m, logits);
+  EXPECT_EQ(lists.begin.host(), expected.begin) << what;
+  EXPECT_EQ(first_of(lists.row_of.host(), expected.row_of.size()), expected.row_of) << what;
+  EXPECT_EQ(lists.pair_of.host(), expected.pair_of) << what;
+  const auto weight = lists.weight.host();
+  for (size_t i = 0; i < weight.size(); ++i) EXPECT_NEAR(weight[i], expected.weight[i], 1e-3 * expected.weight[i] + 1e-7) << what;
+}
+
+TEST(CudaMoe, EntersWithOneRowAsPlainLoopsDo) {
+  TANDEM_NEEDS_GPU();
+  const Device device;
+  unsigned seed = 700;
+  const Mixture kOne[] = {{1, 8, 0, 8, 2, true}, {1, 8, 4, 4, 2, true}, {1, 8, 5, 3, 1, false}, {1, 5, 1, 3, 5, true}, {1, 1, 0, 1, 1, false}, {1, 8, 0, 8, 8, false}};
+  for (const Element element : {Element::bf16, Element::f16}) {
+    for (const int64_t hidden : {4, 12, 64, 1020, 4092, 4096, 4100, 6144, 8188, 8192}) {
+      for (const Mixture& m : kOne) expect_entered(device, element, hidden, m, seed % 2 == 0, seed), ++seed;
+    }
+  }
+}
+
+TEST(CudaMoe, RefusesRowsAndRoutersThatABlockDoesNotHold) {
+  TANDEM_NEEDS_GPU();
+  const Device device;
+  EnterMixtureCall call;
+  call.hidden = 8196, call.choice.rows = 1, call.choice.experts = call.choice.local_experts = 8, call.choice.top_k = 2;
+  EXPECT_THROW(enter_mixture(device.how(), call), Error);
+  call.hidden = 4096, call.choice.experts = 9;
+  EXPECT_THROW(enter_mixture(device.how(), call), Error);
+  call.choice.experts = 8, call.choice.rows = 2;
+  EXPECT_THROW(enter_mixture(device.how(), call), Error);
+}
+
 TEST(CudaMoe, GathersRowsByPair) {
   TANDEM_NEEDS_GPU();
   const Device device;
