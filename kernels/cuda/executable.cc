@@ -198,7 +198,7 @@ void CudaExecutable::resolve() {
     }
     if (std::holds_alternative<Attend>(records[i])) b.rope = bound_[i - 1].rope;
     if (i > 0 && (bound_[i - 1].left_to_next || bound_[i - 1].left_to_mixture)) {
-      b.fused_norm = true;
+      (bound_[i - 1].left_to_next ? b.fused_norm : b.enters) = true;
       b.norm = bound_[i - 1].norm, b.epsilon = bound_[i - 1].epsilon;
     }
   }

@@ -52,6 +52,7 @@ class CudaExecutable : public Executable {
     bool fused_norm = false;                  // this record takes the norm of the Enter before it
     bool left_to_next = false;                // an Enter whose norm the next record takes
     bool left_to_mixture = false;             // an Enter whose norm of one row the mixture behind it takes
+    bool enters = false;                      // that mixture
     bool stays_pending = false;               // makes or takes a whole result that is normalized before it is added: the taker adds it to x
   };
   struct Group {

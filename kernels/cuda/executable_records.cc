@@ -243,7 +243,7 @@ void CudaExecutable::run(const Moe& r, const Bound& b, const Pass& pass) {
   choice.normalize = r.normalize;
   choice.lists = {reinterpret_cast<int32_t*>(lists + layout.begin), reinterpret_cast<int32_t*>(lists + layout.row_of),
                   reinterpret_cast<int32_t*>(lists + layout.pair_of), reinterpret_cast<float*>(lists + layout.weight)};
-  if (b.fused_norm && pass.rows == 1) {
+  if (b.enters && pass.rows == 1) {
     EnterMixtureCall enter;
     enter.x = pass.x, enter.h = buffer<std::byte>(Buffer::normalized);
     enter.norm_weight = b.norm, enter.epsilon = b.epsilon;

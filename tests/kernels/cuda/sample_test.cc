@@ -229,7 +229,7 @@ TEST(CudaSample, RowsDoNotDependOnTheirCompany) {
   for (const int64_t vocab : {509, 49152}) {
     Batch batch = random_batch(vocab, 24, 5, false);
     for (Row& row : batch.rows) row.sampling.logprobs = 3;
-    batch.rows[3].sampling = {}, batch.rows[3].sampling.logprobs = 0, batch.rows[3].counts.clear(), batch.rows[3].forbidden.clear();
+    batch.rows[3].sampling = {}, batch.rows[3].sampling.logprobs = 0, batch.rows[3].counts.clear(), batch.rows[3].forbidden.clear(), batch.rows[3].allowed.clear();
     const std::vector<Sampled> together = on_device(batch, false);
     for (const size_t i : {0, 3, 11, 23}) {
       Batch alone = batch;
@@ -261,7 +261,7 @@ TEST(CudaSample, CallsShareTheScratch) {
       rows.push_back({row.head, row.position, static_cast<int32_t>(rows.size()), 0, 0, 0, 0, 0, 0, row.sampling});
     }
     Batch bare = batch;
-    for (Row& row : bare.rows) row.counts.clear(), row.forbidden.clear();
+    for (Row& row : bare.rows) row.counts.clear(), row.forbidden.clear(), row.allowed.clear();
     const std::vector<Sampled> expected = on_cpu(bare);
     DeviceArray<float> logits(batch.logits);
     DeviceArray<SampleRowOnDevice> device_rows(rows);
