@@ -285,7 +285,7 @@ check_correctness() {
   part "gguf/llama-k" 60 against_transformers gguf/llama-k.gguf gguf/llama-k "${on[@]}"
   if [ -z "$quick" ]; then
     for tiny in llama-tied mixtral-top3 opt-after rope/linear rope/yarn rope/llama3; do part "$tiny" 60 against_transformers $tiny $tiny "${on[@]}"; done
-    part rope/default 60 against_transformers rope/default rope/default --context 40 "${on[@]}"
+    part rope/default 60 against_transformers rope/default rope/default --context 48 "${on[@]}"
     for tiny in llama-tiny mixtral-tiny; do part "gguf/$tiny" 60 against_transformers gguf/$tiny.gguf gguf/$tiny "${on[@]}"; done
     part "llama-tiny in chunks of 7" 60 against_transformers llama-tiny llama-tiny --chunk 7 "${on[@]}"
   fi
