@@ -5,20 +5,22 @@
 #     --correctness  kernel tests; tiny checkpoints against transformers, larger ones against the CPU, batches, chunks, repeats
 #     --bench        speeds of large models with synthetic weights
 #     --two          the same over two GPUs: NCCL, pp, tp and ep, threads and processes
-#     --quick        of each a few minutes' worth; without any of the three above: correctness and bench
+#     --four         over four GPUs: splits both ways at once, processes, a lost rank, speeds
+#     --quick        of each a few minutes' worth; without any of the four above: correctness and bench
 #     --only REGEX   of these, the parts whose names match
 #     --device cpu   for trying this script
 # Exit code: 0 all passed, 1 something failed, 2 wrong usage.
 set -u
 
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-bundle= quick= correctness= bench= two= only= device=cuda logs=
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+bundle= quick= correctness= bench= two= four= only= device=cuda logs=
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=1 ;;
     --correctness) correctness=1 ;;
     --bench) bench=1 ;;
     --two) two=1 ;;
+    --four) four=1 ;;
     --only) only=${2-}; shift ;;
     --device) device=${2-}; shift ;;
     --logs) logs=${2-}; shift ;;
@@ -28,7 +30,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$bundle" ] && [ -x "$bundle/run" ] || usage
-[ -n "$correctness$bench$two" ] || correctness=1 bench=1
+[ -n "$correctness$bench$two$four" ] || correctness=1 bench=1
 fixtures=$(cd "$(dirname "$0")/../tests/fixtures" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -198,7 +200,32 @@ asked() {  # WANTED: the client's answer is that, once the model is loaded
 alone() { tandem generate "$@" --device "$device" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0; }
 descendants() { local child; for child in $(pgrep -P "$1"); do echo "$child"; descendants "$child"; done; }
 gpu_memory() {  # MiB of all GPUs; 0 without any
-  command -v nvidia-smi >/dev/null || { echo 0; return; }
+  check_four() {
+  local all=$device split signal large="preset:tinyllama-1.1b --weights synthetic:7" nf4="--weights synthetic --format nf4 --double-quant"
+  [ "$device" = cpu ] || all=$device:0,1,2,3
+  local on=(--device "$all") cases=load,decode/b1/c128,decode/b32/c128,prefill/2048
+  if [ "$device" != cpu ]; then
+    part "nccl, 4 processes" 180 gtest mpirun --allow-run-as-root --oversubscribe --bind-to none -n 4 sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*processes*'
+    part "peers of 4" 180 gtest kernels_cuda_test --gtest_brief=1 --gtest_filter='*Peers*'
+  fi
+  for split in "--pp 2 --tp 2" "--pp 2 --ep 2" "--tp 2 --ep 2"; do part "mixtral-tiny $split" 90 against_transformers mixtral-tiny mixtral-tiny $split "${on[@]}"; done
+  for split in "--tp 4" "--pp 4" "--pp 2 --tp 2"; do
+    format=nf4 part "tinyllama-1.1b nf4 $split" 240 against_cpu "$large" 1e-3 fp32 100 --chunk 256 $split "${on[@]}"
+  done
+  for split in "--tp 4" "--pp 4" "--pp 2 --tp 2"; do part "served, 4 processes, $split" 180 served "$large --format nf4" --ranks 4 $split "${on[@]}"; done
+  for signal in KILL STOP; do part "served, a rank's SIG$signal, --pp 2 --tp 2" 120 survived $signal "$large --format nf4" --ranks 4 --pp 2 --tp 2 "${on[@]}"; done
+  part "64 clients, 4 processes" 180 crowd $large --format nf4 --ranks 4 --pp 4 --max-batch 32 --context 512 "${on[@]}"
+  [ "$device" = cpu ] && return
+  local save=$device
+  device=$all
+  speed "8B nf4 double tp 4" 150 preset:llama-3.1-8b $nf4 --tp 4 --cases $cases
+  speed "8x7B nf4 double tp 4" 150 preset:mixtral-8x7b $nf4 --tp 4 --cases $cases
+  speed "70B nf4 double tp 4" 200 preset:llama-3.1-70b $nf4 --tp 4 --cases $cases
+  speed "70B nf4 double pp 4" 200 preset:llama-3.1-70b $nf4 --pp 4 --cases load,decode/b1/c128,decode/b128/c128 --max-batch 128
+  device=$save
+}
+
+command -v nvidia-smi >/dev/null || { echo 0; return; }
   nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
@@ -362,6 +389,7 @@ check_two() {
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 [ -n "$correctness" ] && check_correctness
 [ -n "$two" ] && check_two
+[ -n "$four" ] && check_four
 [ -n "$bench" ] && check_bench
 
 echo
