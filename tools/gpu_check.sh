@@ -200,32 +200,7 @@ asked() {  # WANTED: the client's answer is that, once the model is loaded
 alone() { tandem generate "$@" --device "$device" --prompt-ids 1,2,3,4,5 --max-tokens 8 --ignore-eos --temperature 0; }
 descendants() { local child; for child in $(pgrep -P "$1"); do echo "$child"; descendants "$child"; done; }
 gpu_memory() {  # MiB of all GPUs; 0 without any
-  check_four() {
-  local all=$device split signal large="preset:tinyllama-1.1b --weights synthetic:7" nf4="--weights synthetic --format nf4 --double-quant"
-  [ "$device" = cpu ] || all=$device:0,1,2,3
-  local on=(--device "$all") cases=load,decode/b1/c128,decode/b32/c128,prefill/2048
-  if [ "$device" != cpu ]; then
-    part "nccl, 4 processes" 180 gtest mpirun --allow-run-as-root --oversubscribe --bind-to none -n 4 sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*processes*'
-    part "peers of 4" 180 gtest kernels_cuda_test --gtest_brief=1 --gtest_filter='*Peers*'
-  fi
-  for split in "--pp 2 --tp 2" "--pp 2 --ep 2" "--tp 2 --ep 2"; do part "mixtral-tiny $split" 90 against_transformers mixtral-tiny mixtral-tiny $split "${on[@]}"; done
-  for split in "--tp 4" "--pp 4" "--pp 2 --tp 2"; do
-    format=nf4 part "tinyllama-1.1b nf4 $split" 240 against_cpu "$large" 1e-3 fp32 100 --chunk 256 $split "${on[@]}"
-  done
-  for split in "--tp 4" "--pp 4" "--pp 2 --tp 2"; do part "served, 4 processes, $split" 180 served "$large --format nf4" --ranks 4 $split "${on[@]}"; done
-  for signal in KILL STOP; do part "served, a rank's SIG$signal, --pp 2 --tp 2" 120 survived $signal "$large --format nf4" --ranks 4 --pp 2 --tp 2 "${on[@]}"; done
-  part "64 clients, 4 processes" 180 crowd $large --format nf4 --ranks 4 --pp 4 --max-batch 32 --context 512 "${on[@]}"
-  [ "$device" = cpu ] && return
-  local save=$device
-  device=$all
-  speed "8B nf4 double tp 4" 150 preset:llama-3.1-8b $nf4 --tp 4 --cases $cases
-  speed "8x7B nf4 double tp 4" 150 preset:mixtral-8x7b $nf4 --tp 4 --cases $cases
-  speed "70B nf4 double tp 4" 200 preset:llama-3.1-70b $nf4 --tp 4 --cases $cases
-  speed "70B nf4 double pp 4" 200 preset:llama-3.1-70b $nf4 --pp 4 --cases load,decode/b1/c128,decode/b128/c128 --max-batch 128
-  device=$save
-}
-
-command -v nvidia-smi >/dev/null || { echo 0; return; }
+  command -v nvidia-smi >/dev/null || { echo 0; return; }
   nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
@@ -383,6 +358,31 @@ check_two() {
     speed "70B nf4 double pp 2" 300 preset:llama-3.1-70b $nf4 --pp 2 --cases $cases
     speed "8x7B nf4 double ep 2" 240 preset:mixtral-8x7b $nf4 --ep 2 --cases $cases
   fi
+  device=$save
+}
+
+check_four() {
+  local all=$device split signal large="preset:tinyllama-1.1b --weights synthetic:7" nf4="--weights synthetic --format nf4 --double-quant"
+  [ "$device" = cpu ] || all=$device:0,1,2,3
+  local on=(--device "$all") cases=load,decode/b1/c128,decode/b32/c128,prefill/2048
+  if [ "$device" != cpu ]; then
+    part "nccl, 4 processes" 180 gtest mpirun --allow-run-as-root --oversubscribe --bind-to none -n 4 sharding_comm_test --gtest_brief=1 --gtest_filter='*Nccl*processes*'
+    part "peers of 4" 180 gtest kernels_cuda_test --gtest_brief=1 --gtest_filter='*Peers*'
+  fi
+  for split in "--pp 2 --tp 2" "--pp 2 --ep 2" "--tp 2 --ep 2"; do part "mixtral-tiny $split" 90 against_transformers mixtral-tiny mixtral-tiny $split "${on[@]}"; done
+  for split in "--tp 4" "--pp 4" "--pp 2 --tp 2"; do
+    format=nf4 part "tinyllama-1.1b nf4 $split" 240 against_cpu "$large" 1e-3 fp32 100 --chunk 256 $split "${on[@]}"
+  done
+  for split in "--tp 4" "--pp 4" "--pp 2 --tp 2"; do part "served, 4 processes, $split" 180 served "$large --format nf4" --ranks 4 $split "${on[@]}"; done
+  for signal in KILL STOP; do part "served, a rank's SIG$signal, --pp 2 --tp 2" 120 survived $signal "$large --format nf4" --ranks 4 --pp 2 --tp 2 "${on[@]}"; done
+  part "64 clients, 4 processes" 180 crowd $large --format nf4 --ranks 4 --pp 4 --max-batch 32 --context 512 "${on[@]}"
+  [ "$device" = cpu ] && return
+  local save=$device
+  device=$all
+  speed "8B nf4 double tp 4" 150 preset:llama-3.1-8b $nf4 --tp 4 --cases $cases
+  speed "8x7B nf4 double tp 4" 150 preset:mixtral-8x7b $nf4 --tp 4 --cases $cases
+  speed "70B nf4 double tp 4" 200 preset:llama-3.1-70b $nf4 --tp 4 --cases $cases
+  speed "70B nf4 double pp 4" 200 preset:llama-3.1-70b $nf4 --pp 4 --cases load,decode/b1/c128,decode/b128/c128 --max-batch 128
   device=$save
 }
 
