@@ -10,7 +10,7 @@
 namespace tandem::cuda {
 namespace {
 
-constexpr int64_t kFewPairs = 8;  // multiplied one by one: what two of them read of an expert the second finds in the cache
+constexpr int64_t kFewPairs = 5;  // multiplied one by one: two that share an expert read it twice (from 6 on as many rows of it at once)
 
 template <bool kNested>
 std::span<const RowsKernel> rows_kernels(const DeviceInfo& device, int shared_limit) {
