@@ -52,7 +52,8 @@ function(protobuf_layer name folder)
   endif()
 endfunction()
 
-# Loops of kernels/formats are plain C++ (wide.h): the compiler makes vectors of them. Each kernels/cpu/*_<isa>.cc is compiled for its own instruction set and chosen once by CPUID.
+# Loops of kernels/formats are plain C++ (wide.h): the compiler makes vectors of them.
+# Each kernels/cpu/*_<isa>.cc is compiled for its own instruction set and chosen once by CPUID.
 function(set_isa_flags)
   file(GLOB formats CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/formats/*.cc)
   if(NOT TANDEM_SANITIZE)

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "kernels/base/error.h"
-#include "kernels/formats/format.h"
+#include "kernels/formats/quantized_copy.h"
 #include "launch/devices.h"
 #include "launch/topology.h"
 #include "sharding/cluster.h"
@@ -311,12 +311,8 @@ Solution solve_devices(const Wanted& asked) {
 
 bool can_be_made(const Format& format) {
   const std::vector<float> zeros(static_cast<size_t>(format.block()));
-  std::vector<std::vector<std::byte>> parts;
-  std::vector<std::byte*> out;
-  for (const Component& component : format.components(1, format.block())) parts.emplace_back(component.bytes);
-  for (auto& part : parts) out.push_back(part.data());
   try {
-    format.quantize(zeros.data(), 1, format.block(), out);
+    quantized_copy(format, zeros.data(), 1, format.block());
   } catch (const Error& error) {
     if (error.code != Code::failed_precondition) throw;
     return false;

@@ -59,30 +59,28 @@ Features detect_features() {
   return f;
 }
 
-std::span<const LinearKernel* const> linear_kernels(const Features& features) {
-  // One list per combination that matters, made when it is first asked for: the tables of an instruction set are compiled for it and run
-  // on no other machine.
-  static const auto make = [](bool vnni, bool avx2) {
+namespace {
+
+// One list per combination that matters, made when it is first asked for: the tables of an instruction set are compiled for it and run
+// on no other machine.
+template <bool vnni, bool avx2>
+std::span<const LinearKernel* const> kernel_list() {
+  static const std::vector<const LinearKernel*> made = [] {
     std::vector<const LinearKernel*> list;
     if (vnni) list.insert(list.end(), avx512vnni_kernels().begin(), avx512vnni_kernels().end());
     if (avx2) list.insert(list.end(), avx2_kernels().begin(), avx2_kernels().end());
     list.push_back(&kOracle);
     return list;
-  };
-  if (features.avx512_vnni && features.avx2) {
-    static const std::vector<const LinearKernel*> all = make(true, true);
-    return all;
-  }
-  if (features.avx512_vnni) {
-    static const std::vector<const LinearKernel*> vnni = make(true, false);
-    return vnni;
-  }
-  if (features.avx2) {
-    static const std::vector<const LinearKernel*> avx2 = make(false, true);
-    return avx2;
-  }
-  static const std::vector<const LinearKernel*> plain = make(false, false);
-  return plain;
+  }();
+  return made;
+}
+
+}  // namespace
+
+std::span<const LinearKernel* const> linear_kernels(const Features& features) {
+  constexpr std::span<const LinearKernel* const> (*kLists[])() = {kernel_list<false, false>, kernel_list<false, true>, kernel_list<true, false>,
+                                                                  kernel_list<true, true>};
+  return kLists[(features.avx512_vnni ? 2 : 0) + (features.avx2 ? 1 : 0)]();
 }
 
 const LinearKernel& choose_linear(const Format& format, Activations wanted, const Features& features) {

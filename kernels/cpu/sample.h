@@ -1,6 +1,6 @@
 // How one token is chosen from a row of logits. Steps and their order are transformers': biases, repetition penalty, (presence
-// and frequency penalties, of generated ids only), forbidden ids and those not allowed, then without greed temperature, top-k, top-p, min-p, typical-p, each on what the
-// former left, renormalized. The draw inverts the cumulative distribution over the ids left, in ascending order, at
+// and frequency penalties, of generated ids only), forbidden ids and those not allowed, then without greed temperature, top-k, top-p,
+// min-p, typical-p, each on what the former left, renormalized. The draw inverts the cumulative distribution over the ids left, in ascending order, at
 // philox_uniform(seed, position, 0, choice). Ties: greedy takes the lowest id; top-k keeps all that equal the last one kept (as
 // transformers does); top-p keeps lower ids first; typical-p keeps all.
 #pragma once

@@ -9,8 +9,8 @@ namespace tandem::cuda {
 
 struct Choice { int expert; float weight; };
 
-// A warp's row, whose logits these are: lane k < top_k gets its choice number k, in ascending order of experts. A NaN is never better than a number, and makes all
-// weights NaN.
+// A warp's row, whose logits these are: lane k < top_k gets its choice number k, in ascending order of experts. A NaN is never better
+// than a number, and makes all weights NaN.
 __device__ __forceinline__ Choice choose(const MoeCall& call, const float* logits) {
   const int lane = threadIdx.x % 32;
   float most = -INFINITY;

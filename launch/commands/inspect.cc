@@ -5,6 +5,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/cpu/backend.h"
+#include "kernels/formats/quantized_copy.h"
 #include "launch/commands/commands.h"
 #include "launch/histogram_picture.h"
 #include "launch/module_tree.h"
@@ -62,20 +63,6 @@ const Format* asked_format(const Options& o) {
   return &asked;
 }
 
-// Through `format` and back, as a model quantized so would compute with them.
-void round_trip(const Format& format, int64_t rows, int64_t cols, std::vector<float>& values) {
-  std::vector<std::vector<std::byte>> stored;
-  std::vector<std::byte*> out;
-  QuantizedView view{&format, rows, cols, {}};
-  for (const Component& component : format.components(rows, cols)) stored.emplace_back(component.bytes);
-  for (size_t i = 0; i < stored.size(); ++i) {
-    out.push_back(stored[i].data());
-    view.data[i] = stored[i].data();
-  }
-  format.quantize(values.data(), rows, cols, out);
-  format.dequantize(view, 0, rows, values.data());
-}
-
 int write_tensor(const Options& o) {
   if (!o.dequantize || o.output.empty()) bad_input("--tensor", "is given without --dequantize and -o (as in --tensor NAME --dequantize -o FILE.npy)");
   const Format* const through = asked_format(o);
@@ -94,7 +81,7 @@ int write_tensor(const Options& o) {
     const LoadedSlice slice = load_slice(blueprint, id, {0, rows, 0, cols});
     values.resize(static_cast<size_t>(rows * cols));
     slice.view.format->dequantize(slice.view, 0, rows, values.data());
-    if (through && through != slice.view.format) round_trip(*through, rows, cols, values);
+    if (through && through != slice.view.format) round_trip(*through, values.data(), rows, cols, values.data());
     file.write(values);
   }
   file.finish();
@@ -112,12 +99,8 @@ Blueprint originals(const Options& o) {
 // Some formats are read from files and cannot be made from numbers.
 void check_makes(const Format& format, const std::string& asked) {
   const std::vector<float> zeros(static_cast<size_t>(format.block()));
-  std::vector<std::vector<std::byte>> stored;
-  std::vector<std::byte*> out;
-  for (const Component& component : format.components(1, format.block())) stored.emplace_back(component.bytes);
-  for (auto& bytes : stored) out.push_back(bytes.data());
   try {
-    format.quantize(zeros.data(), 1, format.block(), out);
+    quantized_copy(format, zeros.data(), 1, format.block());
   } catch (const Error& error) {
     bad_input("--format", "is " + asked + ": " + error.message);
   }

@@ -3,25 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/formats/quantized_copy.h"
+
 namespace tandem {
 namespace {
 
 constexpr int64_t kPanel = 1 << 20;  // numbers at a time
-
-// Through the format and back.
-void round_trip(const Format& format, int64_t rows, int64_t cols, const std::vector<float>& source, std::vector<float>& out) {
-  std::vector<std::vector<std::byte>> stored;
-  std::vector<std::byte*> to;
-  QuantizedView view{&format, rows, cols, {}};
-  for (const Component& component : format.components(rows, cols)) stored.emplace_back(component.bytes);
-  for (size_t i = 0; i < stored.size(); ++i) {
-    to.push_back(stored[i].data());
-    view.data[i] = stored[i].data();
-  }
-  format.quantize(source.data(), rows, cols, to);
-  out.resize(source.size());
-  format.dequantize(view, 0, rows, out.data());
-}
 
 }  // namespace
 
@@ -103,7 +90,8 @@ WeightReport examine_weight(const Blueprint& blueprint, WeightId id, std::span<c
     if (bins) bins->count(values, bins->original);
     for (size_t f = 0; f < formats.size(); ++f) {
       if (formats[f] == nullptr) continue;
-      round_trip(*formats[f], part.rows(), cols, values, back);
+      back.resize(values.size());
+      round_trip(*formats[f], values.data(), part.rows(), cols, back.data());
       report.errors[f].add(values, back);
       if (bins && f == 0) bins->count(back, bins->quantized);
     }
